@@ -1,0 +1,390 @@
+"""Evaluation: what a checkpoint answers, and what its reasoning is made of (Table 1).
+
+    python eval.py --model data/micro                          # held-out problems of the micro task
+    python eval.py --model runs/micro/checkpoint --compare data/micro --limit 300
+    python eval.py --model meta-llama/Llama-3.2-3B-Instruct --dataset gsm8k --limit 500
+
+Every problem is sampled `--samples` times at temperature 1 (the paper: four). pass@k is the chance
+that at least one of k samples is right, without bias from n >= k samples. A trace is what stands
+before the delimiter; shares of words are of all its spaCy tokens but white space, pooled over
+traces, and categories may overlap ("two" is a stop word and a number).
+
+On the micro task, where it is known which tokens compute the answer, the saliency of each token is
+scored against that truth: AUROC per trace, one correct trace a question, ties averaged.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import spacy
+import torch
+from tqdm import tqdm
+
+from atman import MaskConfig, optimize_masks, token_saliency
+from data import DATASETS, instruction, load_problems, micro_task
+from data.prompts import Tokenizer
+from data.traces import gold_tail, reasoning_spans, same_number, split_trace
+from grpo import generate
+from model import Llama, checkpoint_directory
+
+OPERATORS = set("+-*/=<>^%×÷−±≤≥≠≈")  # what blank English, without a tagger, counts as a symbol
+
+
+def evaluate(
+    model,
+    tokenizer,
+    problems,
+    dataset,
+    *,
+    samples=4,
+    temperature=1.0,
+    max_new_tokens=1024,
+    seed=0,
+    batch_size=256,
+    progress=None,
+) -> list[dict]:
+    """Sample every problem; one record per sample, question-major.
+
+    A record holds id, question, gold, sample (its number), text (reasoning as text), reasoning and
+    completion (ids), number (the parsed answer or None), correct, truncated, no_delimiter. seed:
+    each sample draws from (seed, problem's place, sample), whatever the batch. progress: called
+    with the number of samples done.
+    """
+    jobs = [(place, sample) for place in range(len(problems)) for sample in range(samples)]
+    prompts = [tokenizer.encode_prompt(instruction(dataset, p.question)) for p in problems]
+    records = []
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        completions = generate(
+            model,
+            [prompts[place] for place, _ in batch],
+            max_new_tokens,
+            temperature,
+            tokenizer.eos_ids,
+            [(seed, place, sample) for place, sample in batch],
+            progress,
+        )
+        for (place, sample), completion in zip(batch, completions, strict=True):
+            problem, trace = problems[place], split_trace(completion, tokenizer)
+            records.append(
+                {
+                    "id": problem.id,
+                    "question": problem.question,
+                    "gold": problem.answer,
+                    "sample": sample,
+                    "text": tokenizer.decode(trace.reasoning),
+                    "reasoning": trace.reasoning,
+                    "completion": completion,
+                    "number": trace.number,
+                    # paper silent: a rollout cut at the limit is wrong, whatever it holds.
+                    "correct": same_number(trace.number, problem.answer) and not trace.truncated,
+                    "truncated": trace.truncated,
+                    "no_delimiter": not trace.delimiter,
+                }
+            )
+    return records
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Chance that k of n samples, drawn without replacement, hold a right one (Chen et al. 2021)."""
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def word_counts(texts, pipeline) -> dict[str, int]:
+    """Table 1's counts over all texts: tokens (without white space), numbers, stop_words, symbols.
+
+    With a trained tagger: pos NUM and SYM. Blank English has none, so its lexical attributes stand
+    in: like_num, and currency marks or arithmetic operators.
+    """
+    counts = dict.fromkeys(("tokens", "numbers", "stop_words", "symbols"), 0)
+    for doc in pipeline.pipe(texts):
+        tagged = doc.has_annotation("POS")
+        for token in doc:
+            if token.is_space:
+                continue
+            counts["tokens"] += 1
+            counts["stop_words"] += token.is_stop
+            if tagged:
+                counts["numbers"] += token.pos_ == "NUM"
+                counts["symbols"] += token.pos_ == "SYM"
+            else:
+                counts["numbers"] += token.like_num
+                counts["symbols"] += token.is_currency or token.text in OPERATORS
+    return counts
+
+
+def load_spacy(name: str | None):
+    """A trained spaCy pipeline by name or path, or blank English. ValueError when it is absent."""
+    if name is None:
+        return spacy.blank("en")
+    try:
+        return spacy.load(name)
+    except OSError:
+        raise ValueError(
+            f"--spacy-model {name}: no such pipeline; get it with `python -m spacy download {name}`"
+            " or leave the flag out for blank English"
+        ) from None
+
+
+def summarize(records: list[dict], pipeline) -> dict:
+    """Table 1 from evaluate's records: pass@1 and pass@k, mean lengths in tokens, shares of words."""
+    by_problem: dict[str, list[bool]] = {}
+    for record in records:
+        by_problem.setdefault(record["id"], []).append(record["correct"])
+    samples = min(len(row) for row in by_problem.values())
+    k = min(4, samples)
+    words = word_counts([record["text"] for record in records], pipeline)
+
+    def mean(values):
+        return float(np.mean(list(values)))
+
+    summary = {"problems": len(by_problem), "samples": samples}
+    summary["pass@1"] = mean(mean(row) for row in by_problem.values())
+    summary[f"pass@{k}"] = mean(pass_at_k(len(r), sum(r), k) for r in by_problem.values())
+    summary["tokens"] = mean(len(record["reasoning"]) for record in records)
+    summary["spacy_tokens"] = words["tokens"] / len(records)
+    for kind in ("numbers", "stop_words", "symbols"):
+        summary[kind] = words[kind] / max(words["tokens"], 1)
+    summary["truncated"] = mean(record["truncated"] for record in records)
+    summary["no_delimiter"] = mean(record["no_delimiter"] for record in records)
+    return summary
+
+
+ROWS = {  # key: (label, is a share)
+    "pass@1": ("accuracy (pass@1)", True),
+    "pass@2": ("pass@2", True),
+    "pass@3": ("pass@3", True),
+    "pass@4": ("pass@4", True),
+    "tokens": ("tokens per trace", False),
+    "spacy_tokens": ("spaCy tokens per trace", False),
+    "numbers": ("numbers", True),
+    "stop_words": ("stop words", True),
+    "symbols": ("symbols", True),
+    "truncated": ("cut at the limit", True),
+    "no_delimiter": ("no delimiter", True),
+}
+
+
+def table(columns: dict[str, dict], pipeline) -> str:
+    """Summaries side by side as text; with two or more, the last column's change from the first."""
+    first, last = next(iter(columns.values())), list(columns.values())[-1]
+    tagged = "a trained tagger" if pipeline.pipe_names else "blank English's lexical attributes"
+    width = max(12, *(len(name) + 2 for name in columns))
+    lines = [f"{first['problems']} problems x {first['samples']} samples; numbers, stop words and "
+             f"symbols by spaCy, {tagged}"]  # fmt: skip
+    lines.append(" " * 24 + "".join(f"{name:>{width}}" for name in columns)
+                 + (f"{'change':>12}" if len(columns) > 1 else ""))  # fmt: skip
+    for key, (label, share) in ROWS.items():
+        if key not in first:
+            continue
+        line = f"{label:<24}"
+        for summary in columns.values():
+            line += f"{summary[key]:>{width}.1%}" if share else f"{summary[key]:>{width}.1f}"
+        if len(columns) > 1 and key in last:
+            difference = last[key] - first[key]
+            if key.startswith("pass") or key in ("truncated", "no_delimiter"):
+                line += f"{100 * difference:>+8.1f} pts"
+            elif first[key]:
+                line += f"{difference / first[key]:>+12.0%}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def curves(history: list[dict], path: Path) -> None:
+    """Learning curves as a PNG: accuracy and pass@4, reasoning length, and the three rewards.
+
+    history: metrics.jsonl's lines; `eval` entries hold a summary, others a step's rewards.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    evals = [line for line in history if "eval" in line]
+    steps = [line for line in history if "outcome" in line]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for key in ("pass@1", "pass@4"):
+        points = [(line["step"], line["eval"][key]) for line in evals if key in line["eval"]]
+        left.plot(*zip(*points, strict=True), marker="o", label=key)
+    left.set(title="held-out accuracy", xlabel="update", ylim=(0, 1.02))
+    middle.plot([e["step"] for e in evals], [e["eval"]["tokens"] for e in evals], marker="o",
+                label="held-out")  # fmt: skip
+    middle.plot(
+        [s["step"] for s in steps], [s["length"] for s in steps], alpha=0.6, label="rollouts"
+    )
+    middle.set(title="mean reasoning length (tokens)", xlabel="update")
+    middle.set_ylim(bottom=0)
+    for key in ("outcome", "saliency", "reward"):
+        right.plot([s["step"] for s in steps], [s[key] for s in steps], label=key)
+    right.set(title="mean reward of the rollouts", xlabel="update")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def auroc(scores, labels) -> float | None:
+    """Area under the ROC curve, ties counted half; None when only one class is there."""
+    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
+    positive, negative = scores[labels][:, None], scores[~labels]
+    if not len(positive) or not len(negative):
+        return None
+    return float(((positive > negative) + 0.5 * (positive == negative)).mean())
+
+
+def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> dict:
+    """How well token saliency tells computing from decorating tokens on micro traces.
+
+    records: of `evaluate`; one correct trace a question is used. saliencies: name ->
+    (MaskConfig, kind). Returns name -> (mean AUROC, its 95% interval's half width, traces), and
+    "unrecognised" -> the share of trace characters without a label.
+    """
+    chosen = {}
+    for record in records:
+        if record["correct"] and record["reasoning"]:
+            chosen.setdefault(record["id"], record)
+    # Neighbours in length share a batch: less padding.
+    chosen = sorted(chosen.values(), key=lambda record: len(record["completion"]))
+    labels, unknown, characters = [], 0, 0
+    for record in chosen:
+        text, spans = reasoning_spans(record["reasoning"], tokenizer)
+        labels.append(np.array(micro_task.token_labels(text, record["number"], spans)))
+        marks = micro_task.label_characters(text, record["number"])
+        visible = [mark for mark, char in zip(marks, text, strict=True) if not char.isspace()]
+        unknown += visible.count(micro_task.UNRECOGNISED)
+        characters += len(visible)
+    results = {"unrecognised": unknown / max(characters, 1)}
+    masks: dict = {}  # mask and attribution are read off the same optimisation
+    for name, (config, kind) in saliencies.items():
+        areas = []
+        for start in range(0, len(chosen), 16):
+            if (config, start) not in masks:
+                masks[config, start] = optimize_records(
+                    model, tokenizer, chosen[start : start + 16], dataset, config
+                )
+                if progress:
+                    progress(len(chosen[start : start + 16]))
+            tokens = token_saliency(masks[config, start], config, kind)
+            for scores, label in zip(tokens, labels[start : start + 16], strict=True):
+                known = label != micro_task.UNRECOGNISED
+                areas.append(auroc(scores.cpu().numpy()[known], label[known] == 1))
+        areas = np.array([area for area in areas if area is not None])
+        half = 1.96 * areas.std(ddof=1) / math.sqrt(len(areas)) if len(areas) > 1 else math.nan
+        mean = float(areas.mean()) if len(areas) else math.nan
+        results[name] = (mean, float(half), len(areas))
+    return results
+
+
+def optimize_records(model, tokenizer, records, dataset, config):
+    """The masks of evaluate's records (each with a delimiter): a MaskResult."""
+    traces = [split_trace(record["completion"], tokenizer) for record in records]
+    tails = [gold_tail(t, r["gold"], tokenizer) for t, r in zip(traces, records, strict=True)]
+    return optimize_masks(
+        model,
+        [tokenizer.encode_prompt(instruction(dataset, record["question"])) for record in records],
+        [trace.reasoning for trace in traces],
+        [delimiter for delimiter, _ in tails],
+        [answer for _, answer in tails],
+        config,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Accuracy, pass@k and the composition of the reasoning of one or more "
+        "checkpoints on the same problems.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
+    parser.add_argument("--compare", nargs="*", default=[], metavar="DIR", help="more checkpoints")
+    parser.add_argument("--dataset", choices=DATASETS, default="micro", help="which problems")
+    parser.add_argument("--split", default="heldout", choices=("train", "heldout", "hard"),
+                        help="heldout is GSM8K's test file; hard is the micro task's")  # fmt: skip
+    parser.add_argument("--data-dir", default=None, help="folder with the dataset's files")
+    parser.add_argument("--limit", type=int, default=300, help="number of problems")
+    parser.add_argument("--samples", type=int, default=4, help="samples per problem")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--max-new-tokens", type=int, default=None,
+                        help="longest completion (default: 256 on micro, else 1024)")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=256, help="samples decoded together")
+    parser.add_argument("--auroc-traces", type=int, default=64,
+                        help="micro task: traces whose saliency is scored, 0 for none")  # fmt: skip
+    parser.add_argument("--mask-sparsity", type=float, default=1e-3,
+                        help="sparsity of the sparse mask in that score")  # fmt: skip
+    parser.add_argument(
+        "--spacy-model", default=None, help="trained pipeline; default blank English"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of problems drawn and of sampling")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", default=None, metavar="DIR", help="write results.json there")
+    args = parser.parse_args()
+    for flag in ("limit", "samples", "batch_size"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag.replace('_', '-')} must be at least 1")
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    pipeline = load_spacy(args.spacy_model)
+    problems = load_problems(args.dataset, args.split, args.data_dir, args.limit, args.seed)
+    limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens
+    columns, results = {}, {}
+    for name in [args.model, *args.compare]:
+        directory = checkpoint_directory(name)
+        tokenizer = Tokenizer.from_directory(directory)
+        model = Llama.from_pretrained(directory, device=args.device)
+        with tqdm(total=len(problems) * args.samples, desc=f"sampling {name}", unit="trace") as bar:
+            records = evaluate(
+                model,
+                tokenizer,
+                problems,
+                args.dataset,
+                samples=args.samples,
+                temperature=args.temperature,
+                max_new_tokens=limit,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                progress=bar.update,
+            )
+        columns[name] = summarize(records, pipeline)
+        results[name] = {"summary": columns[name], "records": records}
+        if args.dataset == "micro" and args.auroc_traces:
+            results[name]["auroc"] = report_auroc(model, tokenizer, records, name, args)
+    print(table(columns, pipeline))
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        path = Path(args.out) / "results.json"
+        path.write_text(json.dumps({"arguments": vars(args), "models": results}, indent=1))
+        print(f"wrote {path}")
+
+
+def report_auroc(model, tokenizer, records, name, args) -> dict:
+    """Print how the saliency map agrees with the micro task's labels."""
+    plain, sparse = MaskConfig(), MaskConfig(sparsity=args.mask_sparsity)
+    saliencies = {
+        "mask, restored": (plain, "mask"),
+        f"mask, restored, sparsity {args.mask_sparsity:g}": (sparse, "mask"),
+        "attribution": (plain, "attribution"),
+    }
+    ids = sorted({record["id"] for record in records if record["correct"]})[: args.auroc_traces]
+    records = [record for record in records if record["id"] in set(ids)]
+    with tqdm(total=2 * len(ids), desc="masks for AUROC", unit="trace") as bar:
+        scores = map_auroc(model, tokenizer, records, args.dataset, saliencies, bar.update)
+    print(f"{name}: AUROC of token saliency, computing against decorating tokens "
+          f"({scores['unrecognised']:.1%} of characters unrecognised and left out)")  # fmt: skip
+    for key in saliencies:
+        mean, half, traces = scores[key]
+        print(f"  {key:<34} {mean:.2f} +- {half:.2f}  ({traces} traces, {plain.steps} steps)")
+    return scores
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""GRPO by hand: sample groups, turn rewards into advantages, take a clipped policy step.
+
+    completions = generate(model, prompts, max_new_tokens=1024, eos_ids=eos_ids, seed=seeds)
+    advantages = group_advantages(outcome + weight * saliency, group_size=8)
+    update_policy(model, optimizer, prompts, completions, advantages, config)      # Eq. 5
+
+Where it departs from other GRPOs, with the paper:
+1. The advantage is reward minus group mean: no division by the standard deviation.
+2. The ratio is the product over the whole sequence (`sequence`); `token` is the usual form.
+3. No KL term and no reference model.
+The loss of an on-policy pass is about 0 by construction (advantages sum to 0): watch rewards.
+
+Shapes: B rollouts, S sequence, C completion tokens, V vocabulary.
+"""
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+
+from model import KVCache
+
+
+@torch.no_grad()
+def generate(
+    model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, progress=None
+) -> list[list[int]]:
+    """Sample one completion for each of B prompts (ragged lists of ids); a sampled EOS is kept.
+
+    seed: an int (row i draws from (seed, i)), or one int or tuple of ints per row. Each row has its
+    own stream, one uniform per position, so what a row samples does not depend on what it is
+    batched with. temperature 0 is greedy. Equal prompts are read by the model once. progress: called
+    with the number of rows that ended. No top-k or top-p: the policy that is scored is the one that
+    is sampled.
+    """
+    device = model.embed_tokens.weight.device
+    seeds = [(seed, row) for row in range(len(prompts))] if isinstance(seed, int) else seed
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one int or one each")
+    if not prompts:
+        return []
+    draws = np.stack([np.random.default_rng(s).random(max_new_tokens) for s in seeds])
+    uniforms = torch.tensor(draws, dtype=torch.float32, device=device)  # (B, max_new_tokens)
+    eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
+
+    unique = {tuple(prompt): n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    which = torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=device)
+    tokens, lengths = right_pad(list(unique), device)
+    cache = KVCache(
+        model.config,
+        len(unique),
+        tokens.shape[1] + max_new_tokens,
+        model.embed_tokens.weight.dtype,
+        device,
+    )
+    cache.length = tokens.shape[1]
+    logits = model(tokens, cache=cache, head_rows=lengths[:, None] - 1)[which, 0]  # (B, V)
+    cache.select(which)  # a prompt's keys and values, for each rollout of its group
+    lengths = lengths[which]
+
+    sampled = torch.zeros(len(prompts), max_new_tokens, dtype=torch.int64, device=device)
+    alive = torch.arange(len(prompts), device=device)  # rows still in the batch, by number
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # of those, past their EOS
+    for step in range(max_new_tokens):
+        token = choose(logits, uniforms[alive, step], temperature)
+        sampled[alive, step] = token
+        ended = ended | torch.isin(token, eos)
+        if step % 8 == 7:  # now and then, since asking makes a GPU wait
+            running = (~ended).nonzero()[:, 0]
+            if 2 * len(running) <= len(alive):
+                if progress:
+                    progress(len(alive) - len(running))
+                alive, token, ended = alive[running], token[running], ended[running]
+                lengths = lengths[running]
+                cache.select(running)
+            if len(running) == 0:
+                break
+        if step + 1 < max_new_tokens:
+            cache.length += 1
+            logits = model(token[:, None], cache=cache, positions=lengths[:, None] + step)[:, 0]
+    if progress:
+        progress(len(alive))
+    return [until_eos(row, set(eos_ids)) for row in sampled.tolist()]
+
+
+def choose(logits, uniform, temperature) -> torch.Tensor:
+    """Next token (B,) from logits (B, V): inverse distribution function at uniform (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    # right=True: the first token whose cumulative exceeds u, never one of probability zero.
+    target = uniform[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return token.clamp(max=logits.shape[-1] - 1)
+
+
+def until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
+    end = next((n for n, token in enumerate(row) if token in eos_ids), len(row) - 1)
+    return row[: end + 1]
+
+
+def right_pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged ids as (B, longest) int64, padded with 0, and their lengths (B,)."""
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
+    return padded, torch.tensor([len(row) for row in rows], device=device)
+
+
+def token_logprobs(model, prompts, completions, temperature=1.0):
+    """Log-probability of each sampled token: logprobs (B, C) float32, 0 at padding; mask (B, C).
+
+    Recomputed by the training forward on the sampled ids, EOS included. temperature divides the
+    logits as it did when sampling. model may be wrapped in DDP.
+    """
+    device = next(model.parameters()).device
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    tokens, _ = right_pad(rows, device)
+    targets, lengths = right_pad(completions, device)
+    step = torch.arange(targets.shape[1], device=device)
+    mask = step < lengths[:, None]  # (B, C)
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    # The token at position p is predicted by the logits at p - 1.
+    head_rows = (prompt_lengths[:, None] - 1 + step).where(mask, 0)
+    logits = model(tokens, head_rows=head_rows)  # (B, C, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logprobs = logits.log_softmax(-1).gather(2, targets[:, :, None])[:, :, 0]
+    return logprobs.float() * mask, mask
+
+
+def outcome_reward(correct: bool) -> float:
+    """Eq. 4: 0 for the right answer, -1 otherwise (wrong, absent, or cut off)."""
+    return 0.0 if correct else -1.0
+
+
+def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Reward minus the mean of its group (B,); rows question-major, group_size rows a question.
+
+    A group of equal rewards gets exactly zero: no rounding is turned into a gradient. Raises
+    ValueError when the rows are not whole groups.
+    """
+    if rewards.numel() == 0 or rewards.numel() % group_size:
+        raise ValueError(f"{rewards.numel()} rewards are not whole groups of {group_size}")
+    groups = rewards.view(-1, group_size)
+    equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+    advantages = groups - groups.mean(1, keepdim=True)
+    return advantages.masked_fill(equal, 0.0).view(-1)
+
+
+def policy_loss(
+    logprobs, old_logprobs, advantages, mask, clip_eps=0.2, ratio="sequence", normalizer=None
+):
+    """The clipped objective, Eq. 5. Returns loss (a scalar) and stats.
+
+    logprobs, old_logprobs (B, C), advantages (B,), mask (B, C) bool. ratio `sequence`: one ratio a
+    rollout, the product over its tokens, as printed; its gradient at ratio 1 is the sum over
+    tokens. `token`: one ratio a token, averaged over each rollout. normalizer: number of rollouts
+    over all micro-batches and ranks, default B. stats, floats summed over rollouts that have
+    tokens: `clipped` (the share of a rollout's ratios whose gradient the clip removed) and
+    `rollouts`; and `ratio_max`, `ratio_min`.
+    """
+    difference = (logprobs - old_logprobs) * mask
+    counts = mask.sum(1)  # (B,) tokens; 0 marks a row that only fills up a rank
+    if ratio == "sequence":
+        log_ratio, weights = difference.sum(1, keepdim=True), (counts > 0)[:, None].float()
+    elif ratio == "token":
+        log_ratio, weights = difference, mask / counts.clamp(min=1)[:, None]
+    else:
+        raise ValueError(f"ratio {ratio!r}: choose sequence or token")
+    ratios = log_ratio.exp()  # (B, 1) or (B, C)
+    advantages = advantages[:, None]
+    unclipped = ratios * advantages
+    clipped = ratios.clamp(1 - clip_eps, 1 + clip_eps) * advantages
+    surrogate = (torch.minimum(unclipped, clipped) * weights).sum(1)  # (B,)
+    loss = -surrogate.sum() / (normalizer or len(surrogate))  # Eq. 5
+    used = ratios.detach()[weights > 0]
+    stats = {
+        "clipped": ((clipped < unclipped) * weights).sum().item(),
+        "rollouts": (counts > 0).sum().item(),
+        "ratio_max": used.max().item() if len(used) else 1.0,
+        "ratio_min": used.min().item() if len(used) else 1.0,
+    }
+    return loss, stats
+
+
+def update_policy(
+    model,
+    optimizer,
+    prompts,
+    completions,
+    advantages,
+    *,
+    passes=2,
+    micro_batch=2,
+    clip_eps=0.2,
+    ratio="sequence",
+    temperature=1.0,
+    max_grad_norm=None,
+    normalizer=None,
+    world_size=1,
+    progress=None,
+) -> dict:
+    """`passes` optimiser steps over one batch of rollouts, each accumulated over micro-batches.
+
+    advantages (B,), 0 for rows that only fill up a rank (their completions are empty). model may be
+    wrapped in DDP, which averages gradients over world_size ranks: the loss is scaled back, so that
+    the sum over all micro-batches and ranks is divided by normalizer (default B * world_size) once.
+    The old log-probabilities are those of the first pass itself: until its optimiser step the
+    weights are the ones that sampled, and the same forward at the same shape makes the ratio
+    exactly 1. Returns floats: loss (last pass), clip_fraction (over the later passes), ratio_max,
+    ratio_min, gradient_norm (first pass).
+    """
+    count = len(completions)
+    normalizer = normalizer or count * world_size
+    starts = range(0, count, micro_batch)
+    old_logprobs = [None] * len(starts)
+    result = {"clip_fraction": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
+    clipped = ratios = 0.0
+    for sweep in range(passes):
+        optimizer.zero_grad()
+        total_loss = 0.0
+        for n, start in enumerate(starts):
+            rows = slice(start, start + micro_batch)
+            last = n == len(starts) - 1
+            # DDP sums gradients over ranks once, in the last micro-batch; no_sync wraps the forward.
+            with nullcontext() if last or world_size == 1 else model.no_sync():
+                logprobs, mask = token_logprobs(
+                    model, prompts[rows], completions[rows], temperature
+                )
+                if sweep == 0:
+                    old_logprobs[n] = logprobs.detach()
+                loss, stats = policy_loss(
+                    logprobs,
+                    old_logprobs[n],
+                    advantages[rows],
+                    mask,
+                    clip_eps,
+                    ratio,
+                    normalizer,
+                )
+                (loss * world_size).backward()
+            total_loss += loss.item()
+            result["ratio_max"] = max(result["ratio_max"], stats["ratio_max"])
+            result["ratio_min"] = min(result["ratio_min"], stats["ratio_min"])
+            if sweep > 0:
+                clipped, ratios = clipped + stats["clipped"], ratios + stats["rollouts"]
+            if progress:
+                progress(len(completions[rows]))
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or torch.inf)
+        if sweep == 0:
+            result["gradient_norm"] = norm.item()
+        optimizer.step()
+    return result | {"loss": total_loss, "clip_fraction": clipped / max(ratios, 1)}

@@ -1,0 +1,453 @@
+"""Llama 3 by hand, with an additive attention mask as an ordinary argument of forward.
+
+    model = Llama.from_pretrained("data/micro")          # or meta-llama/Llama-3.2-3B-Instruct
+    logits = model(tokens)                               # the plain model
+    logits = model(tokens, mask=H)                       # Eq. 1: softmax(Q K^T / sqrt(d) + H) V
+
+The mask is the only thing here that other Llamas do not have. It is added to the scores of every
+layer and head before the softmax, so that the attention still sums to one; what is in the future
+stays at minus infinity whatever the mask says. None is the plain model.
+
+Reads and writes the Hugging Face directory form (config.json, generation_config.json,
+model.safetensors or shards with an index). In those files q_proj and k_proj are laid out for the
+rotate-half form of RoPE used below; Meta's own .pth files are interleaved and do not fit.
+
+Shapes: B batch, S sequence (query positions), K key positions, heads, kv_heads, head_dim, V
+vocabulary. repeats = heads // kv_heads: query head i reads key/value head i // repeats.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The fields of config.json that the arithmetic depends on, under Hugging Face's names."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scaling: dict | None = None  # {"rope_type": "llama3", ...} or None
+    max_position_embeddings: int = 131072
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "LlamaConfig":
+        """Read config.json (and generation_config.json's stop tokens, where it has them).
+
+        Newer transformers writes `rope_parameters` with rope_theta inside, older `rope_scaling`
+        beside `rope_theta`: both are read. Raises ValueError naming the file and what is wrong.
+        """
+        path = directory / "config.json"
+        raw = read_json(path)
+        if raw.get("model_type") != "llama":
+            raise ValueError(f"{path}: model_type is {raw.get('model_type')!r}; only llama is read")
+        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", raw.get("rope_theta", 10000.0))
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in ("default", "llama3"):
+            raise ValueError(f"{path}: rope type {rope_type!r}; only default and llama3 are known")
+        for flag in ("attention_bias", "mlp_bias", "quantization_config"):
+            if raw.get(flag):
+                raise ValueError(f"{path}: {flag} is set; this Llama has no such weights")
+        eos = raw.get("eos_token_id")
+        generation_path = directory / "generation_config.json"
+        if generation_path.exists():
+            eos = read_json(generation_path).get("eos_token_id", eos)
+        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        try:
+            heads = raw["num_attention_heads"]
+            return cls(
+                vocab_size=raw["vocab_size"],
+                hidden_size=raw["hidden_size"],
+                intermediate_size=raw["intermediate_size"],
+                num_hidden_layers=raw["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=raw.get("num_key_value_heads") or heads,
+                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+                rope_theta=theta,
+                rope_scaling=rope if rope_type == "llama3" else None,
+                max_position_embeddings=raw.get("max_position_embeddings", 2048),
+                tie_word_embeddings=raw.get("tie_word_embeddings", False),
+                bos_token_id=raw.get("bos_token_id"),
+                eos_token_ids=eos_ids,
+            )
+        except KeyError as missing:
+            raise ValueError(f"{path}: the key {missing} is missing") from None
+
+    def to_json(self, dtype: torch.dtype) -> dict:
+        """config.json as transformers and vLLM read it."""
+        eos = list(self.eos_token_ids)
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+        }
+
+
+def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
+    """Angle per position of each rotated pair, float32 (head_dim / 2,), with llama3 scaling.
+
+    Wavelengths longer than the original context are slowed by `factor`, short ones are kept, and
+    those between are blended (Llama 3.1's long-context recipe); it does not depend on the length
+    of the sequence at hand.
+    """
+    even = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+    frequencies = config.rope_theta ** -(even / config.head_dim)
+    if config.rope_scaling is None:
+        return frequencies
+    factor = config.rope_scaling["factor"]
+    low = config.rope_scaling["low_freq_factor"]
+    high = config.rope_scaling["high_freq_factor"]
+    context = config.rope_scaling["original_max_position_embeddings"]
+    turns = context * frequencies / (2 * math.pi)  # full turns within the original context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE, rotate-half form. x (B, heads, S, head_dim); cos, sin (B or 1, 1, S, head_dim)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision up to float32; float64 stays, so that gradients can be checked in it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Cast back before the weight, as Hugging Face does: F.rms_norm rounds differently in bf16.
+        wide = at_least_float32(x)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of all layers, preallocated, written at explicit positions.
+
+    A row's prompt may be shorter than the batch's: what padding wrote beyond it lies in that row's
+    future until the row's own tokens overwrite it, so it is never seen.
+    """
+
+    def __init__(self, config: LlamaConfig, batch: int, max_length: int, dtype, device):
+        shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.length = 0  # positions that any row has written: attention need not look further
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor):
+        """Store key, value (B, kv_heads, S, head_dim) at positions (B, S); return all up to now."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.keys[layer][rows, :, positions] = key.transpose(1, 2)
+        self.values[layer][rows, :, positions] = value.transpose(1, 2)
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep (or repeat) the given batch rows: a prompt over its group, or unfinished rows."""
+        self.keys = [key[rows] for key in self.keys]
+        self.values = [value[rows] for value in self.values]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, visible, mask, cache, positions):
+        batch, length, _ = x.shape
+        query = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        key = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        value = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if cache is not None:
+            key, value = cache.write(self.layer, key, value, positions)
+        if visible is None:  # plain causal attention: PyTorch's fused kernel
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        else:
+            out = masked_attention(query, key, value, visible, mask)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+def masked_attention(query, key, value, visible, mask) -> torch.Tensor:
+    """Eq. 1 written out: softmax(Q K^T / sqrt(d) + mask) V, softmax in float32.
+
+    query (B, heads, S, head_dim); key, value (B, kv_heads, K, head_dim); visible, bool, broadcasts
+    to (B, 1, S, K); mask None or (B or 1, heads or 1, S, K). Returns (B, heads, S, head_dim).
+    """
+    batch, heads, length, head_dim = query.shape
+    kv_heads, repeats = key.shape[1], heads // key.shape[1]
+    # The query heads that share a key/value head become rows of one matrix product, not copies.
+    grouped = query.reshape(batch, kv_heads, repeats * length, head_dim)
+    scores = at_least_float32(grouped @ key.transpose(-1, -2)) * head_dim**-0.5
+    scores = scores.view(batch, heads, length, -1)  # (B, heads, S, K)
+    if mask is not None:
+        scores = scores + mask  # Eq. 1
+    scores = scores.masked_fill(~visible, -torch.inf)  # the future, whatever the mask says
+    attention = scores.softmax(-1).to(value.dtype)
+    out = attention.view(batch, kv_heads, repeats * length, -1) @ value
+    return out.view(batch, heads, length, head_dim)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *attention_inputs):
+        x = x + self.self_attn(self.input_layernorm(x), *attention_inputs)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, n) for n in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:  # tied: one Parameter, and one tensor in the file
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)
+        # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
+        self.frequencies = rope_frequencies(config)
+
+    def forward(self, tokens, mask=None, cache=None, positions=None, head_rows=None):
+        """Logits of the next token.
+
+        tokens (B, S) int64, right-padded. mask: additive, finite, float, (S, S), (B, 1, S, S) or
+        (B, heads, S, S), on top of the causal one; with a cache its last size is the keys so far.
+        A three-dimensional mask is refused, since it would broadcast over heads, not rollouts.
+        cache: a KVCache, read and written; positions (B, S) then say where each token stands
+        (default: 0, 1, 2, ...). head_rows (B, N) int64: only these rows go through the output
+        head. Returns logits (B, S, V), or (B, N, V), in the model's dtype. Raises ValueError for a
+        mask of another shape.
+        """
+        batch, length = tokens.shape
+        check_mask(mask, batch, self.config.num_attention_heads, length)
+        if self.frequencies.device != tokens.device:
+            self.frequencies = self.frequencies.to(tokens.device)
+        if positions is None:
+            positions = torch.arange(length, device=tokens.device).expand(batch, length)
+        x = self.embed_tokens(tokens)  # (B, S, hidden)
+        angles = positions[:, :, None] * self.frequencies  # (B, S, head_dim / 2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, S, head_dim)
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        visible = None
+        if mask is not None or cache is not None:
+            key_positions = torch.arange(cache.length if cache else length, device=tokens.device)
+            visible = key_positions <= positions[:, None, :, None]  # (B, 1, S, K)
+        for layer in self.layers:
+            x = layer(x, cos, sin, visible, mask, cache, positions)
+        if head_rows is not None:
+            x = x.gather(1, head_rows[:, :, None].expand(-1, -1, x.shape[-1]))
+        x = self.norm(x)
+        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return F.linear(x, head.weight)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo, dtype=torch.float32, device="cpu") -> "Llama":
+        """A checkpoint directory, or a hub name such as meta-llama/Llama-3.2-1B-Instruct.
+
+        Raises ValueError or FileNotFoundError with a sentence naming the file at fault: no such
+        directory, another architecture, a damaged file, missing, surplus or misshapen tensors.
+        """
+        directory = checkpoint_directory(path_or_repo)
+        config = LlamaConfig.from_directory(directory)
+        with torch.device("meta"):  # no memory for weights that are about to be replaced
+            model = cls(config)
+        model = model.to(dtype).to_empty(device=device)
+        parameters = {file_key(name): weight for name, weight in model.named_parameters()}
+        missing = set(parameters)
+        for path in weight_files(directory):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():
+                        if key == "lm_head.weight" and config.tie_word_embeddings:
+                            continue  # some tuned checkpoints carry the tied head all the same
+                        if key not in parameters:
+                            raise ValueError(f"{path}: unexpected tensor {key}")
+                        tensor = file.get_tensor(key)
+                        if tensor.shape != parameters[key].shape:
+                            raise ValueError(
+                                f"{path}: {key} has shape {tuple(tensor.shape)}, "
+                                f"config.json asks for {tuple(parameters[key].shape)}"
+                            )
+                        parameters[key].data.copy_(tensor)
+                        missing.discard(key)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{path} is missing or damaged ({error}); fetch the checkpoint again"
+                ) from None
+        if missing:
+            raise ValueError(f"{directory}: the weights lack {len(missing)} tensors, for example "
+                             f"{min(missing)}")  # fmt: skip
+        return model
+
+    def save_pretrained(self, path, max_shard_bytes: int = 5_000_000_000) -> None:
+        """Write config.json, generation_config.json and the weights, each file whole or not at all.
+
+        One model.safetensors, or shards of at most max_shard_bytes with an index. The tokenizer is
+        not the model's: data.prompts.Tokenizer.save writes it beside.
+        """
+        directory = Path(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        shards, size = [{}], 0
+        for name, weight in self.named_parameters():
+            bytes_needed = weight.numel() * weight.element_size()
+            if shards[-1] and size + bytes_needed > max_shard_bytes:
+                shards.append({})
+                size = 0
+            shards[-1][file_key(name)] = weight.detach().cpu().contiguous()
+            size += bytes_needed
+        names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+        names = ["model.safetensors"] if len(shards) == 1 else names
+        for name, tensors in zip(names, shards, strict=True):
+            save_file(tensors, directory / f"{name}.part", metadata={"format": "pt"})
+            os.replace(directory / f"{name}.part", directory / name)
+        if len(shards) > 1:
+            total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
+            where = {key: name for name, s in zip(names, shards, strict=True) for key in s}
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            write_json(directory / "model.safetensors.index.json", index)
+        config = self.config.to_json(next(self.parameters()).dtype)
+        write_json(directory / "config.json", config)
+        stops = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+        write_json(directory / "generation_config.json", stops)
+
+
+def check_mask(mask, batch: int, heads: int, length: int) -> None:
+    """Refuse a mask that would broadcast into something other than what it says."""
+    if mask is None:
+        return
+    rows_fit = mask.dim() in (2, 4) and mask.shape[-2] == length
+    if mask.dim() == 4:
+        rows_fit = rows_fit and mask.shape[0] == batch and mask.shape[1] in (1, heads)
+    if not rows_fit:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not fit {batch} sequences of {length} tokens: "
+            "give (S, S), (B, 1, S, S) or (B, heads, S, S)"
+        )
+
+
+def file_key(name: str) -> str:
+    """A parameter's name in Hugging Face files: all but the output head stand under `model.`"""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def checkpoint_directory(path_or_repo) -> Path:
+    """The local directory of a checkpoint; a hub name (owner/name) is downloaded first.
+
+    Raises FileNotFoundError saying what was tried and what to do.
+    """
+    if Path(path_or_repo).is_dir():
+        return Path(path_or_repo)
+    name = str(path_or_repo)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise FileNotFoundError(
+            f"--model {name}: no such directory; give a checkpoint directory or a hub name such as "
+            "meta-llama/Llama-3.2-3B-Instruct"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except Exception as error:  # the hub's many errors all mean: not here, and this is why
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"--model {name}: neither a directory here nor loadable from the hub ({reason}); "
+            "download the checkpoint elsewhere and give its directory"
+        ) from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json names."""
+    index_path = directory / "model.safetensors.index.json"
+    if not index_path.exists():
+        return [directory / "model.safetensors"]
+    names = sorted(set(read_json(index_path).get("weight_map", {}).values()))
+    if not names or any(Path(name).name != name for name in names):
+        raise ValueError(f"{index_path}: weight_map must name files of this directory")
+    return [directory / name for name in names]
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; ValueError naming the file when it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file under a temporary name, then rename it: never a torn file."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,264 @@
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.prompts import Tokenizer
+from data.traces import gold_tail, parse_number, reasoning_spans, same_number, split_trace
+from tests.llama_tokenizer import build_tokenizer
+
+# What stands here often becomes one token, so that the delimiter comes in Llama 3's spellings.
+TEXTS = [
+    "It is 13.\n##### 13",
+    "eggs #####\n 18 and #####\n\n18",
+    "so #####$ 5 or ##### $5 or ##### -5",
+    "###### four #### and ## and ###",
+    "caf\u00e9 \u4e2d\u6587 \U0001f642 The",
+] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer.from_directory(build_tokenizer(tmp_path_factory.mktemp("tokenizer"), TEXTS))
+
+
+def ids_of(tokenizer, *pieces):
+    """One id for each piece that is a token, the ids of its bytes for any other; None is EOS."""
+    by_bytes = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    ids = []
+    for piece in pieces:
+        if piece is None:
+            ids.append(tokenizer.eos_ids[-1])
+            continue
+        raw = piece.encode() if isinstance(piece, str) else piece
+        ids += [by_bytes[raw]] if raw in by_bytes else [by_bytes[bytes([b])] for b in raw]
+    return ids
+
+
+def parts(tokenizer, trace):
+    return tuple(
+        b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
+        for ids in (trace.reasoning, trace.delimiter, trace.answer)
+    )
+
+
+SPELLINGS = [
+    # pieces, (reasoning, delimiter, answer), number
+    (["It", " is", "#####", " ", "13", None], ("It is", "##### ", "13"), "13"),
+    (["It", " #####", "13", None], ("It", " #####", "13"), "13"),
+    (["It", " #####\n", "18", None], ("It", " #####\n", "18"), "18"),
+    (["It", " #####\n\n", "18", None], ("It", " #####\n\n", "18"), "18"),
+    (["It", "#####", "\n\n", "18", None], ("It", "#####\n\n", "18"), "18"),
+    (["It", ".\n", "#####", "18", None], ("It.\n", "#####", "18"), "18"),
+    (["It", "##", "###", "18", None], ("It", "#####", "18"), "18"),
+    (["It", "#", "#", "###", "18", None], ("It", "#####", "18"), "18"),
+    (["It", "##", "##", "#", " ", " ", "1", "8"], ("It", "#####  ", "18"), "18"),
+    (["It", " #####", " $", "5", None], ("It", " #####", " $5"), "5"),
+    (["It", " #####", " -", "5", None], ("It", " #####", " -5"), "-5"),
+    (["It", " #####$", " ", "5", None], ("It", " #####$", " 5"), "5"),
+    (["It", "#####", None], ("It", "#####", ""), None),
+    (["#####", "18", None], ("", "#####", "18"), "18"),
+    (["\U0001f642", "#####", "\u4e2d", "7", None], ("\U0001f642", "#####", "\u4e2d7"), "7"),
+    (["It", "######", "1", "#####", "2"], ("It######1", "#####", "2"), "2"),
+    (["It", "#####", "#", "18", None], ("It######18", "", ""), None),
+    (["#", "####", "18", "#####", "3"], ("", "#####", "18#####3"), "18"),
+    (["It", " is", "18", None], ("It is18", "", ""), None),
+    (["It", "####", " ", "18"], ("It#### 18", "", ""), None),
+    ([None], ("", "", ""), None),
+    ([], ("", "", ""), None),
+]
+
+
+@pytest.mark.parametrize(("pieces", "expected", "number"), SPELLINGS)
+def test_split(tokenizer, pieces, expected, number):
+    ids = ids_of(tokenizer, *pieces)
+    trace = split_trace(ids, tokenizer)
+    assert parts(tokenizer, trace) == expected
+    assert trace.number == number
+    assert trace.reasoning + trace.delimiter + trace.answer == ids
+    assert trace.text == tokenizer.decode(ids)
+    ended = bool(pieces) and pieces[-1] is None
+    assert trace.truncated is not ended
+    assert trace.valid is (ended and bool(expected[0]) and bool(expected[1]))
+    assert not ended or trace.answer[-1] == tokenizer.eos_ids[-1]
+
+
+def test_the_spellings_above_are_single_tokens(tokenizer):
+    pieces = [" #####", " #####\n", " #####\n\n", ".\n", "######", " #####$", " $", " -"]
+    assert all(len(ids_of(tokenizer, piece)) == 1 for piece in pieces)
+
+
+def test_delimiters_are_counted(tokenizer):
+    text = "##### 1 ##### 2 ###### 3 #### 4 #####"
+    assert split_trace(tokenizer.encode(text), tokenizer).delimiter_count == 3
+
+
+def test_split_amid_broken_characters(tokenizer):
+    # half a character on each side of the hashes: not text, but no reason to miss them
+    ids = ids_of(tokenizer, b"\xf0\x9f", "#####", b"\x99", "5", None)
+    trace = split_trace(ids, tokenizer)
+    assert parts(tokenizer, trace) == ("\ufffd", "#####", "\ufffd5")
+    assert trace.number == "5" and trace.text == "\ufffd#####\ufffd5"
+
+
+def test_every_eos_ends_a_completion(tokenizer):
+    ids = ids_of(tokenizer, "It", " #####", "5")
+    for eos in tokenizer.eos_ids:
+        assert not split_trace([*ids, eos], tokenizer).truncated
+    assert split_trace([*ids, tokenizer.pad_id], tokenizer).truncated
+    other = split_trace([*ids, tokenizer.eos_ids[0]], tokenizer, eos_ids=[tokenizer.eos_ids[1]])
+    assert other.truncated and not other.valid
+    assert not split_trace([*ids, 7], tokenizer, eos_ids=(7,)).truncated
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kept"),
+    [
+        (["It", " #####", "13", None], [" #####"]),
+        (["It", "##", "###", "13", None], ["##", "###"]),  # ids as sampled, not as encoded
+        (["It", "#####", " ", "13", None], ["#####", " "]),
+        (["It", "#####", "\n\n", " ", "13"], ["#####", "\n\n", " "]),
+        (["It", " #####", " $", "5", None], [" #####", " "]),
+        (["It", " #####", " ", " -", "5", None], [" #####", " ", " "]),
+        (["It", " #####", " The", None], [" #####", " "]),
+        (["It", " #####$", "5", None], [" #####"]),
+        (["It", " #####$", " ", "5", None], [" #####"]),
+        (["It", " #####", "$", "5", None], [" #####"]),
+        (["It", "#####", None], ["#####"]),
+        (["It", "#####"], ["#####"]),
+    ],
+)
+def test_gold_tail(tokenizer, pieces, kept):
+    trace = split_trace(ids_of(tokenizer, *pieces), tokenizer)
+    delimiter, answer = gold_tail(trace, "-1,200", tokenizer)
+    assert delimiter == ids_of(tokenizer, *kept)
+    assert answer == tokenizer.encode("-1200")
+    assert trace.reasoning + trace.delimiter + trace.answer == ids_of(tokenizer, *pieces)
+
+
+def test_gold_tail_of_a_token_that_begins_inside_a_character(tokenizer, monkeypatch):
+    ids = ids_of(tokenizer, b"\xc3", "The", "5", None)
+    table = list(tokenizer._token_bytes)
+    table[ids[1]] = b"\xa9#####$"  # no text we can train on makes such a token
+    monkeypatch.setattr(tokenizer, "_token_bytes", table)
+    trace = split_trace(ids, tokenizer)
+    assert (trace.reasoning, trace.delimiter) == (ids[:1], ids[1:2])
+    assert gold_tail(trace, "5", tokenizer)[0] == tokenizer.encode("#####")
+
+
+def test_gold_tail_needs_a_delimiter_and_an_answer(tokenizer):
+    with pytest.raises(ValueError, match="delimiter"):
+        gold_tail(split_trace(ids_of(tokenizer, "It", None), tokenizer), "5", tokenizer)
+    with pytest.raises(ValueError, match="answer"):
+        gold_tail(split_trace(ids_of(tokenizer, "#####", None), tokenizer), " ,", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("18", "18"),
+        (" 18.", "18"),
+        ("18.0", "18"),
+        ("18.50", "18.5"),
+        ("$18", "18"),
+        (" $1,200.", "1200"),
+        ("1,234,567.80", "1234567.8"),
+        ("-5", "-5"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("\u22125", "-5"),
+        ("\u20ac\u22125", "-5"),
+        ("x=-5", "-5"),
+        ("step-5", "5"),
+        ("-0", "0"),
+        ("-0.00", "0"),
+        ("007", "7"),
+        ("100", "100"),
+        ("100.00", "100"),
+        (".5", "0.5"),
+        ("-.5", "-0.5"),
+        ("so...5", "5"),
+        ("0.00000000001", "0.00000000001"),
+        ("5, 6", "5"),
+        ("5,10", "5"),
+        ("5,1000", "5"),
+        ("-\u00a35", "-5"),
+        ("**18** apples, not 20", "18"),
+        ("\\boxed{-3}", "-3"),
+        ("50%", "50"),
+        ("##### 7", "7"),
+        ("1" * 40, "1" * 40),
+        ("1" * 41, None),
+        ("9" * 100_000, None),
+        ("\u0661\u0662", None),  # digits, but not those that the gold answers are written in
+        ("none", None),
+        ("-", None),
+        ("$", None),
+        ("", None),
+    ],
+)
+def test_parse_number(text, number):
+    assert parse_number(text) == number
+    assert number is None or parse_number(number) == number
+
+
+def test_same_number():
+    assert same_number("18.0", "18") and same_number("$1,200", "1200") and same_number("-0", "0")
+    assert not same_number("18", "-18")
+    assert not same_number("18", "18.5")
+    assert not any(
+        same_number(*pair) for pair in [(None, None), ("18", None), ("", ""), (None, "1")]
+    )
+
+
+def test_spans_of_split_characters(tokenizer):
+    # "é" over two tokens, special token, a lone first byte before "a", a lone later byte
+    ids = ids_of(tokenizer, "It", b"\xc3", b"\xa9", None, b"\xe4\xb8", "a", b"\x80")
+    text, spans = reasoning_spans(ids, tokenizer)
+    assert text == "It\u00e9\ufffda\ufffd"
+    assert spans == [(0, 2), (2, 3), (3, 3), (3, 3), (3, 4), (4, 4), (4, 5), (5, 6)]
+    assert reasoning_spans([], tokenizer) == ("", [])
+
+
+def test_spans_follow_words(tokenizer):
+    text, spans = reasoning_spans(tokenizer.encode("It is caf\u00e9 \u4e2d\u6587 13"), tokenizer)
+    words = [text[start:end] for start, end in spans]
+    assert words[:2] == ["It", " is"] and words[-2:] == [" ", "13"]
+
+
+HASHES = ["#####", "##", "###", "#", " #####", " #####$", "######", " ", "$", " -", "5", None]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_ids(tokenizer, data):
+    """Split and spans lose and repeat nothing, whatever is sampled."""
+    common = st.sampled_from([ids_of(tokenizer, piece)[0] for piece in HASHES])
+    any_id = st.integers(0, tokenizer.vocab_size - 1)
+    ids = data.draw(st.lists(st.one_of(common, any_id), max_size=30))
+    trace = split_trace(ids, tokenizer)
+    assert trace.reasoning + trace.delimiter + trace.answer == ids
+    assert bool(trace.delimiter) == (trace.delimiter_count > 0)
+
+    # an independent reading of the text, which does not know tokens
+    runs = [run for run in re.split("[^#]", trace.text) if run == "#####"]
+    assert trace.delimiter_count == len(runs)
+    if runs:
+        delimiter, answer = gold_tail(trace, "18", tokenizer)
+        assert tokenizer.decode(delimiter).rstrip().endswith("#####")
+        assert answer == tokenizer.encode("18")
+
+    text, spans = reasoning_spans(ids, tokenizer)
+    assert text == tokenizer.decode(ids)
+    assert "".join(text[start:end] for start, end in spans) == text
+    assert len(spans) == len(ids) and all(
+        left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False)
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_decode_is_the_tokenizer_library_s(tokenizer, data):
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
+    assert tokenizer.decode(ids) == tokenizer._backend.decode(ids, skip_special_tokens=True)

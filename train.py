@@ -1,0 +1,527 @@
+"""Train a Llama so that its reasoning is both right and used (AtManRL).
+
+    torchrun train.py                                              # data/micro, minutes on a CPU
+    torchrun --nproc-per-node=8 train.py --preset paper            # the paper's setting, 8 GPUs
+    torchrun train.py --saliency none                              # the outcome-only baseline
+
+One update, in the paper's order: sample a group of rollouts per question, score the outcome
+(Eq. 4), learn each rollout's attention mask and read its saliency (Eq. 2, 3), turn total rewards
+into advantages, and step on the clipped loss (Eq. 5). A run's folder receives config.json,
+metrics.jsonl (a line per update and per evaluation), samples.jsonl, curves.png and checkpoint/.
+
+Departures from section 3.4, beyond those in atman.py and grpo.py:
+1. paper silent: AdamW without weight decay and without gradient clipping updates the policy.
+2. Rollouts are dealt over the ranks one by one, not whole questions, so any number of ranks works.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from atman import MaskConfig, optimize_masks, rollout_saliency
+from data import DATASETS, Problem, instruction, load_problems
+from data.prompts import Tokenizer
+from data.traces import Trace, gold_tail, same_number, split_trace
+from eval import curves, evaluate, load_spacy, summarize, table
+from grpo import generate, group_advantages, outcome_reward, update_policy
+from model import Llama, checkpoint_directory
+
+
+def option(default, help, choices=None):  # noqa: A002
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting: defaults (the micro preset), the command line and its help."""
+
+    preset: str = option("micro", "which defaults to start from", ("micro", "paper"))
+    model: str = option("data/micro", "checkpoint directory or hub name")
+    dataset: str = option("micro", "which problems", tuple(DATASETS))
+    data_dir: str | None = option(None, "folder with the dataset's files")
+    out: str | None = option(None, "the run's folder (default: runs/ and the time of day)")
+    seed: int = option(0, "of the order of questions and of sampling")
+    device: str | None = option(None, "cpu or cuda (default: cuda where there is one)")
+    # the reward
+    saliency: str = option("attribution", "saliency reward", ("mask", "attribution", "none"))
+    saliency_weight: float = option(0.3, "weight of the saliency reward beside the outcome")
+    saliency_sign: str = option("restored", "sign of the mask saliency", ("restored", "literal"))
+    saliency_reduction: str = option(
+        "mean", "attribution of a trace as one number", ("even", "mean", "share", "sum")
+    )
+    gate_saliency: bool = option(False, "pay saliency to correct rollouts only")
+    # the mask (section 3.4)
+    mask_steps: int = option(10, "optimisation steps per mask")
+    mask_lr: float = option(0.02, "rate of those steps: 0.2 / steps goes as far as the paper's")
+    mask_init: float = option(-0.4, "c, where the mask starts")
+    mask_scale: float = option(10.0, "factor on the mask inside the attention scores")
+    mask_sparsity: float = option(0.0, "lambda, what re-enabling an entry costs")
+    mask_batch: int = option(32, "rollouts per mask optimisation, sorted by length")
+    # the policy update
+    questions: int = option(16, "questions per update, over all ranks")
+    rollouts: int = option(8, "rollouts per question")
+    passes: int = option(2, "optimiser steps per batch of rollouts")
+    micro_batch: int = option(32, "rollouts per forward of the policy update")
+    lr: float = option(6e-5, "rate of the policy update, constant")
+    clip_eps: float = option(0.2, "clipping range of the ratio")
+    ratio: str = option("sequence", "ratio over the sequence or per token", ("sequence", "token"))
+    temperature: float = option(1.0, "of the rollouts")
+    max_new_tokens: int = option(160, "longest rollout in tokens; longer ones are cut and wrong")
+    epochs: int = option(1, "passes over the questions, unless --steps says less")
+    steps: int | None = option(40, "number of updates (default of paper: as --epochs gives)")
+    # evaluation
+    eval_problems: int = option(300, "held-out problems before and after training")
+    eval_samples: int = option(4, "samples per held-out problem")
+    eval_every: int = option(10, "updates between evaluations in between, 0 for none")
+    eval_every_problems: int = option(64, "held-out problems of an evaluation in between")
+    spacy_model: str | None = option(None, "trained spaCy pipeline; default blank English")
+
+
+PRESETS = {
+    "micro": {},  # the defaults above
+    "paper": {  # every number of section 3.4
+        "model": "meta-llama/Llama-3.2-3B-Instruct",
+        "dataset": "gsm8k",
+        "saliency": "mask",
+        "saliency_weight": 1.0,
+        "mask_steps": 200,
+        "mask_lr": 1e-3,
+        "mask_batch": 8,
+        "questions": 8,
+        "rollouts": 8,
+        "passes": 2,
+        "micro_batch": 2,
+        "lr": 8e-7,
+        "clip_eps": 0.2,
+        "max_new_tokens": 1024,
+        "epochs": 5,
+        "steps": None,
+        "eval_problems": 500,
+        "eval_every": 100,
+        "eval_every_problems": 100,
+    },
+}
+
+
+@dataclass
+class Rollout:
+    """One sampled completion on its way through an update."""
+
+    problem: Problem
+    prompt: list[int]
+    completion: list[int]
+    trace: Trace
+    correct: bool
+
+
+def train(config: Config) -> None:
+    rank, world_size, device = start_ranks(config.device)
+    say = print if rank == 0 else lambda *_: None
+    directory = checkpoint_directory(config.model)
+    tokenizer = Tokenizer.from_directory(directory)
+    model = Llama.from_pretrained(directory, device=device)
+    policy = DistributedDataParallel(model) if world_size > 1 else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    problems = load_problems(config.dataset, "train", config.data_dir)
+    heldout = load_problems(config.dataset, "heldout", config.data_dir, config.eval_problems)
+    if len(problems) < config.questions:
+        raise ValueError(
+            f"--questions {config.questions}: only {len(problems)} problems to train on"
+        )
+    per_epoch = len(problems) // config.questions
+    steps = config.epochs * per_epoch if config.steps is None else config.steps
+    spacy_pipeline = load_spacy(config.spacy_model)
+    log = Log(config, rank)
+    say(f"{config.model} on {device} x {world_size}: {steps} updates of {config.questions} questions"
+        f" x {config.rollouts} rollouts, {len(problems)} problems, saliency {config.saliency}; "
+        f"writing {log.folder}")  # fmt: skip
+
+    def held_out(step: int, count: int, label: str) -> dict:
+        records = evaluate_on_ranks(
+            model, tokenizer, heldout[:count], config, rank, world_size, label
+        )
+        summary = summarize(records, spacy_pipeline)
+        log.write({"step": step, "eval": summary})
+        return summary
+
+    before = held_out(0, config.eval_problems, "evaluating before")
+    say(evaluation_line("before", before))
+    for step in range(steps):
+        started = time.time()
+        bar = Progress(f"update {step + 1}/{steps}", rank)
+        batch = draw_questions(problems, config, step, per_epoch)
+        everyone = config.questions * config.rollouts
+
+        rollouts = sample_rollouts(model, tokenizer, batch, config, step, rank, world_size, bar)
+        sampled_at = time.time()
+        outcome = torch.tensor([outcome_reward(r.correct) for r in rollouts])  # Eq. 4
+        saliency = saliency_rewards(model, tokenizer, rollouts, config, bar)  # Eq. 2, 3
+        masked_at = time.time()
+        facts = gather(list(map(describe, rollouts)), everyone)
+        outcome, saliency = (
+            torch.tensor(gather(x.tolist(), everyone)) for x in (outcome, saliency)
+        )
+        saliency = fill_missing(saliency, outcome, config)
+        reward = outcome + config.saliency_weight * saliency
+        advantages = group_advantages(reward, config.rollouts)
+        mine = share(list(range(everyone)), rank, world_size)
+        stats = update_policy(
+            policy,
+            optimizer,
+            *padded_rows(rollouts, everyone, world_size),
+            pad_advantages(advantages[mine], everyone, world_size).to(device),
+            passes=config.passes,
+            micro_batch=config.micro_batch,
+            clip_eps=config.clip_eps,
+            ratio=config.ratio,
+            temperature=config.temperature,
+            normalizer=everyone,
+            world_size=world_size,
+            progress=bar.phase("policy", config.passes * len(rollouts)),
+        )  # Eq. 5
+        bar.close()
+        ended = time.time()
+        metrics = {
+            "step": step + 1,
+            "reward": reward.mean().item(),
+            "outcome": outcome.mean().item(),
+            "saliency": saliency.mean().item(),
+            "saliency_spread": saliency.view(-1, config.rollouts).std(1).mean().item(),
+            "length": mean(fact["length"] for fact in facts),
+            "truncated": mean(fact["truncated"] for fact in facts),
+            "no_delimiter": mean(not fact["delimiters"] for fact in facts),
+            "several_delimiters": mean(fact["delimiters"] > 1 for fact in facts),
+            "no_signal": (advantages.view(-1, config.rollouts) == 0).all(1).float().mean().item(),
+            **stats,
+            "seconds": ended - started,
+            "seconds_sampling": sampled_at - started,
+            "seconds_masks": masked_at - sampled_at,
+            "seconds_policy": ended - masked_at,
+        }
+        log.write(metrics)
+        log.write_samples(step + 1, facts, outcome, saliency, advantages)
+        say(update_line(metrics, steps))
+        if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < steps:
+            between = held_out(step + 1, config.eval_every_problems, "evaluating")
+            say(evaluation_line(f"after {step + 1}", between))
+    after = held_out(steps, config.eval_problems, "evaluating after")
+    if rank == 0:
+        model.save_pretrained(log.folder / "checkpoint")
+        tokenizer.save(log.folder / "checkpoint")
+        curves(log.history, log.folder / "curves.png")
+        say(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}")
+        say(f"\n{log.folder}: checkpoint/, metrics.jsonl, samples.jsonl, config.json, curves.png")
+    stop_ranks()
+
+
+# ---------------------------------------------------------------------------- the parts of an update
+
+
+def draw_questions(problems, config: Config, step: int, per_epoch: int) -> list[Problem]:
+    """The update's questions: each epoch is its own permutation, the same on every rank."""
+    epoch, place = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(problems), generator=generator)
+    places = order[place * config.questions : (place + 1) * config.questions]
+    return [problems[n] for n in places.tolist()]
+
+
+def sample_rollouts(
+    model, tokenizer, questions, config: Config, step, rank, world_size, bar
+) -> list[Rollout]:
+    """This rank's share of the update's rollouts, question-major."""
+    jobs = [(q, r) for q in range(len(questions)) for r in range(config.rollouts)]
+    jobs = share(jobs, rank, world_size)
+    prompts = [
+        tokenizer.encode_prompt(instruction(config.dataset, questions[q].question)) for q, _ in jobs
+    ]
+    completions = generate(
+        model,
+        prompts,
+        config.max_new_tokens,
+        config.temperature,
+        tokenizer.eos_ids,
+        [(config.seed, step, q, r) for q, r in jobs],  # the same on any number of ranks
+        bar.phase("sampling", len(jobs)),
+    )
+    rollouts = []
+    for (q, _), prompt, completion in zip(jobs, prompts, completions, strict=True):
+        trace = split_trace(completion, tokenizer)
+        correct = same_number(trace.number, questions[q].answer) and not trace.truncated
+        rollouts.append(Rollout(questions[q], prompt, completion, trace, correct))
+    return rollouts
+
+
+def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> torch.Tensor:
+    """Each rollout's saliency (Eq. 3) from its own mask (Eq. 2); nan where there is none to learn."""
+    rewards = torch.full((len(rollouts),), torch.nan)
+    if config.saliency == "none":
+        return torch.zeros(len(rollouts))
+    mask_config = MaskConfig(
+        init=config.mask_init,
+        scale=config.mask_scale,
+        steps=config.mask_steps,
+        lr=config.mask_lr,
+        sparsity=config.mask_sparsity,
+    )
+    valid = [n for n, rollout in enumerate(rollouts) if rollout.trace.valid]
+    valid.sort(key=lambda n: len(rollouts[n].prompt) + len(rollouts[n].completion))
+    progress = bar.phase("masks", len(valid))
+    for start in range(0, len(valid), config.mask_batch):
+        rows = valid[start : start + config.mask_batch]
+        chosen = [rollouts[n] for n in rows]
+        # The gold answer in place of the sampled one, for wrong rollouts too (Eq. 2).
+        tails = [gold_tail(r.trace, r.problem.answer, tokenizer) for r in chosen]
+        result = optimize_masks(
+            model,
+            [r.prompt for r in chosen],
+            [r.trace.reasoning for r in chosen],
+            [delimiter for delimiter, _ in tails],
+            [answer for _, answer in tails],
+            mask_config,
+        )
+        rewards[rows] = rollout_saliency(
+            result,
+            mask_config,
+            config.saliency,
+            config.saliency_sign,
+            config.saliency_reduction,
+        ).cpu().float()  # fmt: skip
+        progress(len(rows))
+    return rewards
+
+
+def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) -> torch.Tensor:
+    """Rollouts without a saliency get the lowest of their group, else 0: neutral, never a prize.
+
+    With --gate-saliency wrong rollouts are paid the same way.
+    """
+    if config.gate_saliency:
+        saliency = saliency.masked_fill(outcome < 0, torch.nan)
+    groups = saliency.view(-1, config.rollouts)
+    lowest = groups.nan_to_num(torch.inf).amin(1, keepdim=True)
+    lowest = lowest.masked_fill(lowest.isinf(), 0.0)
+    return groups.where(~groups.isnan(), lowest).flatten()
+
+
+def describe(rollout: Rollout) -> dict:
+    """What samples.jsonl and the metrics need of a rollout."""
+    return {
+        "id": rollout.problem.id,
+        "gold": rollout.problem.answer,
+        "number": rollout.trace.number,
+        "text": rollout.trace.text,
+        "length": len(rollout.trace.reasoning),
+        "truncated": rollout.trace.truncated,
+        "delimiters": rollout.trace.delimiter_count,
+    }
+
+
+def evaluate_on_ranks(model, tokenizer, problems, config, rank, world_size, label) -> list[dict]:
+    """eval.evaluate with the problems dealt over the ranks; all ranks return all records."""
+    jobs = len(problems)
+    mine = share(problems, rank, world_size)
+    bar = Progress(label, rank)
+    records = evaluate(
+        model,
+        tokenizer,
+        mine,
+        config.dataset,
+        samples=config.eval_samples,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        progress=bar.phase("sampling", len(mine) * config.eval_samples),
+    )
+    bar.close()
+    grouped = [
+        records[n : n + config.eval_samples] for n in range(0, len(records), config.eval_samples)
+    ]
+    return [record for group in gather(grouped, jobs) for record in group]
+
+
+# ------------------------------------------------------------------------------------------- ranks
+# Without torchrun, or with one process, each of these does nothing.
+
+
+def start_ranks(device: str | None) -> tuple[int, int, torch.device]:
+    """(rank, world size, device); joins torchrun's process group where there is more than one."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        return 0, 1, torch.device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    return dist.get_rank(), world_size, torch.device(device)
+
+
+def stop_ranks() -> None:
+    """Leave together: a rank that exits early can abort the others."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def share(rows: list, rank: int, world_size: int) -> list:
+    """This rank's slice of rows; the last ranks' may be shorter, or empty."""
+    size = -(-len(rows) // world_size)
+    return rows[rank * size : (rank + 1) * size]
+
+
+def gather(mine: list, total: int) -> list:
+    """Every rank's share, in order, on every rank. Rows are JSON: no pickle between machines."""
+    if not dist.is_initialized():
+        return mine
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    payload = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(payload)], device=device))
+    longest = int(max(sizes))
+    padded = torch.nn.functional.pad(payload, (0, longest - len(payload)))
+    parts = [torch.zeros_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    rows = []
+    for part, size in zip(parts, sizes, strict=True):
+        rows += json.loads(bytes(part[: int(size)].tolist()))
+    assert len(rows) == total, f"{len(rows)} rows gathered, {total} dealt"
+    return rows
+
+
+def padded_rows(rollouts, everyone, world_size) -> tuple[list, list]:
+    """Prompts and completions, filled up so that every rank runs as many micro-batches."""
+    missing = -(-everyone // world_size) - len(rollouts)
+    prompts = [r.prompt for r in rollouts] + [[0]] * missing
+    return prompts, [r.completion for r in rollouts] + [[]] * missing
+
+
+def pad_advantages(advantages, everyone, world_size) -> torch.Tensor:
+    missing = -(-everyone // world_size) - len(advantages)
+    return torch.nn.functional.pad(advantages, (0, missing))
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+class Progress:
+    """One bar per update, on rank 0: its phases one after the other."""
+
+    def __init__(self, label: str, rank: int):
+        self.label, self.rank, self.bar = label, rank, None
+
+    def phase(self, name: str, total: int):
+        """Start a phase of `total` rollouts; returns the function that counts them."""
+        self.close()
+        label = f"{self.label}: {name}"
+        self.bar = tqdm(total=total, desc=label, unit="rollout", leave=False, disable=self.rank > 0)
+        return self.bar.update
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Log:
+    """The run's folder, written by rank 0."""
+
+    def __init__(self, config: Config, rank: int):
+        self.rank, self.history = rank, []
+        self.folder = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+        if rank == 0:
+            if (self.folder / "metrics.jsonl").exists():
+                raise ValueError(f"--out {self.folder}: holds a run already; name another folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(dataclasses.asdict(config), indent=2)
+            (self.folder / "config.json").write_text(text + "\n")
+
+    def write(self, line: dict) -> None:
+        self.history.append(line)
+        self._append("metrics.jsonl", [line])
+
+    def write_samples(self, step, facts, outcome, saliency, advantages) -> None:
+        columns = zip(facts, outcome.tolist(), saliency.tolist(), advantages.tolist(), strict=True)
+        self._append(
+            "samples.jsonl",
+            [
+                {"step": step, **fact, "outcome": o, "saliency": s, "advantage": a}
+                for fact, o, s, a in columns
+            ],
+        )
+
+    def _append(self, name: str, lines: list[dict]) -> None:
+        if self.rank == 0:
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def update_line(m: dict, steps: int) -> str:
+    return (
+        f"update {m['step']:>3}/{steps}  reward {m['reward']:+.3f} = outcome {m['outcome']:+.3f} "
+        f"+ weight * saliency {m['saliency']:.3f}  length {m['length']:5.1f}  "
+        f"clipped {m['clip_fraction']:.0%}  {m['seconds']:4.1f} s (sampling "
+        f"{m['seconds_sampling']:.1f}, masks {m['seconds_masks']:.1f}, "
+        f"policy {m['seconds_policy']:.1f})"
+    )
+
+
+def evaluation_line(label: str, summary: dict) -> str:
+    passes = "  ".join(f"{key} {summary[key]:.1%}" for key in summary if key.startswith("pass"))
+    return f"held-out {label}: {passes}  length {summary['tokens']:.1f} tokens"
+
+
+def parse_args(arguments=None) -> Config:
+    """Config from the command line: the preset's values, then the flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for entry in dataclasses.fields(Config):
+        flag = "--" + entry.name.replace("_", "-")
+        text = entry.metadata["help"]
+        paper = PRESETS["paper"].get(entry.name, entry.default)
+        text += f" ({entry.default}" + (f"; paper: {paper})" if paper != entry.default else ")")
+        if entry.type is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=text)
+            continue
+        kind = {int: int, float: float, int | None: int}.get(entry.type, str)
+        parser.add_argument(flag, type=kind, choices=entry.metadata["choices"], help=text)
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    config = Config(**PRESETS[given.get("preset", "micro")] | given)
+    if config.preset == "micro" and config.dataset == "gsm8k" and "max_new_tokens" not in given:
+        config = dataclasses.replace(config, max_new_tokens=256)
+    at_least_one = "mask_batch questions rollouts passes micro_batch max_new_tokens epochs "
+    at_least_one += "eval_problems eval_samples eval_every_problems"
+    for name in at_least_one.split():
+        if getattr(config, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if config.rollouts < 2:
+        parser.error("--rollouts 1: a group of one has no advantage; give 2 or more")
+    if config.temperature <= 0:
+        parser.error("--temperature must be above 0: the policy is trained on what it samples")
+    if config.steps is not None and config.steps < 0:
+        parser.error("--steps must not be negative")
+    return config
+
+
+def main() -> None:
+    config = parse_args()
+    try:
+        train(config)
+    except (ValueError, OSError) as error:  # what a user gave: one sentence, no traceback
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
