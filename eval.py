@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,9 @@ def evaluate(
     """Sample every problem; one record per sample, question-major.
 
     A record holds id, question, gold, sample (its number), text (reasoning as text), reasoning and
-    completion (ids), number (the parsed answer or None), correct, truncated, no_delimiter. seed:
-    each sample draws from (seed, problem's place, sample), whatever the batch. progress: called
-    with the number of samples done.
+    completion (ids), number (the parsed answer or None), correct, truncated, no_delimiter. Each
+    sample draws from (seed, problem's id, sample), whatever the batch or the other problems.
+    progress is called with the number of samples done.
     """
     jobs = [(place, sample) for place in range(len(problems)) for sample in range(samples)]
     prompts = [tokenizer.encode_prompt(instruction(dataset, p.question)) for p in problems]
@@ -65,7 +66,7 @@ def evaluate(
             max_new_tokens,
             temperature,
             tokenizer.eos_ids,
-            [(seed, place, sample) for place, sample in batch],
+            [(seed, zlib.crc32(problems[p].id.encode()), sample) for p, sample in batch],
             progress,
         )
         for (place, sample), completion in zip(batch, completions, strict=True):
@@ -90,7 +91,10 @@ def evaluate(
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, hold a right one (Chen et al. 2021)."""
+    """Chance that k of n samples, drawn without replacement, hold a right one.
+
+    The unbiased estimate of Chen et al. 2021 (Codex), from `correct` right ones in `samples`.
+    """
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
@@ -131,7 +135,7 @@ def load_spacy(name: str | None):
 
 
 def summarize(records: list[dict], pipeline) -> dict:
-    """Table 1 from evaluate's records: pass@1 and pass@k, mean lengths in tokens, shares of words."""
+    """Table 1 from evaluate's records: pass@1, pass@k, mean lengths in tokens, word shares."""
     by_problem: dict[str, list[bool]] = {}
     for record in records:
         by_problem.setdefault(record["id"], []).append(record["correct"])

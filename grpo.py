@@ -29,9 +29,9 @@ def generate(
 
     seed: an int (row i draws from (seed, i)), or one int or tuple of ints per row. Each row has its
     own stream, one uniform per position, so what a row samples does not depend on what it is
-    batched with. temperature 0 is greedy. Equal prompts are read by the model once. progress: called
-    with the number of rows that ended. No top-k or top-p: the policy that is scored is the one that
-    is sampled.
+    batched with. temperature 0 is greedy. Equal prompts are read by the model once. progress is
+    called with the number of rows that ended. There is no top-k or top-p: the policy that is
+    scored later is the one that sampled.
     """
     device = model.embed_tokens.weight.device
     seeds = [(seed, row) for row in range(len(prompts))] if isinstance(seed, int) else seed
@@ -206,22 +206,20 @@ def update_policy(
     the sum over all micro-batches and ranks is divided by normalizer (default B * world_size) once.
     The old log-probabilities are those of the first pass itself: until its optimiser step the
     weights are the ones that sampled, and the same forward at the same shape makes the ratio
-    exactly 1. Returns floats: loss (last pass), clip_fraction (over the later passes), ratio_max,
-    ratio_min, gradient_norm (first pass).
+    exactly 1. Returns floats of this rank: loss (first pass); clipped and counted (rollouts, in
+    the later passes); ratio_max, ratio_min; gradient_norm (first pass, all ranks).
     """
     count = len(completions)
     normalizer = normalizer or count * world_size
     starts = range(0, count, micro_batch)
     old_logprobs = [None] * len(starts)
-    result = {"clip_fraction": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
-    clipped = ratios = 0.0
+    result = {"loss": 0.0, "clipped": 0.0, "counted": 0, "ratio_max": 1.0, "ratio_min": 1.0}
     for sweep in range(passes):
         optimizer.zero_grad()
-        total_loss = 0.0
         for n, start in enumerate(starts):
             rows = slice(start, start + micro_batch)
             last = n == len(starts) - 1
-            # DDP sums gradients over ranks once, in the last micro-batch; no_sync wraps the forward.
+            # DDP sums over ranks once, in the last micro-batch; no_sync must wrap the forward.
             with nullcontext() if last or world_size == 1 else model.no_sync():
                 logprobs, mask = token_logprobs(
                     model, prompts[rows], completions[rows], temperature
@@ -238,15 +236,17 @@ def update_policy(
                     normalizer,
                 )
                 (loss * world_size).backward()
-            total_loss += loss.item()
             result["ratio_max"] = max(result["ratio_max"], stats["ratio_max"])
             result["ratio_min"] = min(result["ratio_min"], stats["ratio_min"])
-            if sweep > 0:
-                clipped, ratios = clipped + stats["clipped"], ratios + stats["rollouts"]
+            if sweep == 0:
+                result["loss"] += loss.item()
+            else:
+                result["clipped"] += stats["clipped"]
+                result["counted"] += stats["rollouts"]
             if progress:
                 progress(len(completions[rows]))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or torch.inf)
         if sweep == 0:
             result["gradient_norm"] = norm.item()
         optimizer.step()
-    return result | {"loss": total_loss, "clip_fraction": clipped / max(ratios, 1)}
+    return result

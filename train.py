@@ -17,14 +17,12 @@ Departures from section 3.4, beyond those in atman.py and grpo.py:
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -35,6 +33,7 @@ from data.traces import Trace, gold_tail, same_number, split_trace
 from eval import curves, evaluate, load_spacy, summarize, table
 from grpo import generate, group_advantages, outcome_reward, update_policy
 from model import Llama, checkpoint_directory
+from ranks import Ranks
 
 
 def option(default, help, choices=None):  # noqa: A002
@@ -125,123 +124,115 @@ class Rollout:
 
 
 def train(config: Config) -> None:
-    rank, world_size, device = start_ranks(config.device)
-    say = print if rank == 0 else lambda *_: None
+    ranks = Ranks.start(config.device)
+    ranks.say(f"loading {config.model} and the problems of {config.dataset}")
     directory = checkpoint_directory(config.model)
     tokenizer = Tokenizer.from_directory(directory)
-    model = Llama.from_pretrained(directory, device=device)
-    policy = DistributedDataParallel(model) if world_size > 1 else model
+    model = Llama.from_pretrained(directory, device=ranks.device)
+    # The policy pass goes through DDP's wrapper, or its gradients would never be averaged; sampling
+    # and masks use the bare model.
+    policy = DistributedDataParallel(model) if ranks.world_size > 1 else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     problems = load_problems(config.dataset, "train", config.data_dir)
     heldout = load_problems(config.dataset, "heldout", config.data_dir, config.eval_problems)
     if len(problems) < config.questions:
-        raise ValueError(
-            f"--questions {config.questions}: only {len(problems)} problems to train on"
-        )
-    per_epoch = len(problems) // config.questions
-    steps = config.epochs * per_epoch if config.steps is None else config.steps
+        raise ValueError(f"--questions {config.questions}: there are {len(problems)} to train on")
     spacy_pipeline = load_spacy(config.spacy_model)
-    log = Log(config, rank)
-    say(f"{config.model} on {device} x {world_size}: {steps} updates of {config.questions} questions"
-        f" x {config.rollouts} rollouts, {len(problems)} problems, saliency {config.saliency}; "
-        f"writing {log.folder}")  # fmt: skip
+    steps = config.steps
+    if steps is None:
+        steps = config.epochs * (len(problems) // config.questions)
+    log = Log(config, ranks)
+    ranks.say(
+        f"{steps} updates of {config.questions} questions x {config.rollouts} rollouts on "
+        f"{ranks.world_size} x {ranks.device}, saliency {config.saliency}, writing {log.folder}"
+    )
 
-    def held_out(step: int, count: int, label: str) -> dict:
-        records = evaluate_on_ranks(
-            model, tokenizer, heldout[:count], config, rank, world_size, label
-        )
+    def evaluate_heldout(step: int, count: int, label: str) -> dict:
+        records = sample_heldout(model, tokenizer, heldout[:count], config, ranks, label)
         summary = summarize(records, spacy_pipeline)
         log.write({"step": step, "eval": summary})
+        ranks.say(evaluation_line(label, summary))
         return summary
 
-    before = held_out(0, config.eval_problems, "evaluating before")
-    say(evaluation_line("before", before))
+    before = evaluate_heldout(0, config.eval_problems, "before")
     for step in range(steps):
-        started = time.time()
-        bar = Progress(f"update {step + 1}/{steps}", rank)
-        batch = draw_questions(problems, config, step, per_epoch)
-        everyone = config.questions * config.rollouts
+        bar = Progress(f"update {step + 1}/{steps}", ranks)
+        clock = [time.time()]
+        questions = draw_questions(problems, config, step)
 
-        rollouts = sample_rollouts(model, tokenizer, batch, config, step, rank, world_size, bar)
-        sampled_at = time.time()
-        outcome = torch.tensor([outcome_reward(r.correct) for r in rollouts])  # Eq. 4
+        rollouts = sample_rollouts(model, tokenizer, questions, config, step, ranks, bar)
+        clock.append(time.time())
         saliency = saliency_rewards(model, tokenizer, rollouts, config, bar)  # Eq. 2, 3
-        masked_at = time.time()
-        facts = gather(list(map(describe, rollouts)), everyone)
-        outcome, saliency = (
-            torch.tensor(gather(x.tolist(), everyone)) for x in (outcome, saliency)
-        )
-        saliency = fill_missing(saliency, outcome, config)
+        clock.append(time.time())
+        facts = ranks.gather([describe(r, s) for r, s in zip(rollouts, saliency, strict=True)])
+        outcome = torch.tensor([outcome_reward(fact["correct"]) for fact in facts])  # Eq. 4
+        saliency = fill_missing(torch.tensor([fact["saliency"] for fact in facts]), outcome, config)
         reward = outcome + config.saliency_weight * saliency
         advantages = group_advantages(reward, config.rollouts)
-        mine = share(list(range(everyone)), rank, world_size)
         stats = update_policy(
             policy,
             optimizer,
-            *padded_rows(rollouts, everyone, world_size),
-            pad_advantages(advantages[mine], everyone, world_size).to(device),
+            *fill_up(rollouts, ranks.share(advantages.tolist()), len(facts), ranks),
             passes=config.passes,
             micro_batch=config.micro_batch,
             clip_eps=config.clip_eps,
             ratio=config.ratio,
             temperature=config.temperature,
-            normalizer=everyone,
-            world_size=world_size,
+            normalizer=len(facts),
+            world_size=ranks.world_size,
             progress=bar.phase("policy", config.passes * len(rollouts)),
         )  # Eq. 5
         bar.close()
-        ended = time.time()
+        clock.append(time.time())
+
+        spread = saliency.view(-1, config.rollouts).std(1).mean()
+        no_signal = (advantages.view(-1, config.rollouts) == 0).all(1).float().mean()
         metrics = {
             "step": step + 1,
             "reward": reward.mean().item(),
             "outcome": outcome.mean().item(),
             "saliency": saliency.mean().item(),
-            "saliency_spread": saliency.view(-1, config.rollouts).std(1).mean().item(),
+            "saliency_spread": spread.item(),
+            "no_signal": no_signal.item(),
             "length": mean(fact["length"] for fact in facts),
             "truncated": mean(fact["truncated"] for fact in facts),
-            "no_delimiter": mean(not fact["delimiters"] for fact in facts),
+            "no_delimiter": mean(fact["delimiters"] == 0 for fact in facts),
             "several_delimiters": mean(fact["delimiters"] > 1 for fact in facts),
-            "no_signal": (advantages.view(-1, config.rollouts) == 0).all(1).float().mean().item(),
-            **stats,
-            "seconds": ended - started,
-            "seconds_sampling": sampled_at - started,
-            "seconds_masks": masked_at - sampled_at,
-            "seconds_policy": ended - masked_at,
+            **combine(ranks.gather([stats])),
+            "seconds_sampling": clock[1] - clock[0],
+            "seconds_masks": clock[2] - clock[1],
+            "seconds_policy": clock[3] - clock[2],
         }
         log.write(metrics)
         log.write_samples(step + 1, facts, outcome, saliency, advantages)
-        say(update_line(metrics, steps))
+        ranks.say(update_line(metrics, steps))
         if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < steps:
-            between = held_out(step + 1, config.eval_every_problems, "evaluating")
-            say(evaluation_line(f"after {step + 1}", between))
-    after = held_out(steps, config.eval_problems, "evaluating after")
-    if rank == 0:
+            evaluate_heldout(step + 1, config.eval_every_problems, f"after {step + 1}")
+    after = evaluate_heldout(steps, config.eval_problems, "after")
+    if ranks.rank == 0:
         model.save_pretrained(log.folder / "checkpoint")
         tokenizer.save(log.folder / "checkpoint")
         curves(log.history, log.folder / "curves.png")
-        say(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}")
-        say(f"\n{log.folder}: checkpoint/, metrics.jsonl, samples.jsonl, config.json, curves.png")
-    stop_ranks()
+        print(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}\n")
+        print(f"{log.folder}: checkpoint/, metrics.jsonl, samples.jsonl, config.json, curves.png")
+    ranks.stop()
 
 
-# ---------------------------------------------------------------------------- the parts of an update
+# -------------------------------------------------------------------------- the parts of an update
 
 
-def draw_questions(problems, config: Config, step: int, per_epoch: int) -> list[Problem]:
+def draw_questions(problems, config: Config, step: int) -> list[Problem]:
     """The update's questions: each epoch is its own permutation, the same on every rank."""
-    epoch, place = divmod(step, per_epoch)
+    epoch, place = divmod(step, len(problems) // config.questions)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(len(problems), generator=generator)
     places = order[place * config.questions : (place + 1) * config.questions]
     return [problems[n] for n in places.tolist()]
 
 
-def sample_rollouts(
-    model, tokenizer, questions, config: Config, step, rank, world_size, bar
-) -> list[Rollout]:
+def sample_rollouts(model, tokenizer, questions, config: Config, step, ranks, bar) -> list[Rollout]:
     """This rank's share of the update's rollouts, question-major."""
-    jobs = [(q, r) for q in range(len(questions)) for r in range(config.rollouts)]
-    jobs = share(jobs, rank, world_size)
+    jobs = ranks.share([(q, r) for q in range(len(questions)) for r in range(config.rollouts)])
     prompts = [
         tokenizer.encode_prompt(instruction(config.dataset, questions[q].question)) for q, _ in jobs
     ]
@@ -262,11 +253,11 @@ def sample_rollouts(
     return rollouts
 
 
-def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> torch.Tensor:
-    """Each rollout's saliency (Eq. 3) from its own mask (Eq. 2); nan where there is none to learn."""
-    rewards = torch.full((len(rollouts),), torch.nan)
+def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[float]:
+    """Each rollout's saliency (Eq. 3) from its own mask (Eq. 2); nan where none can be learned."""
     if config.saliency == "none":
-        return torch.zeros(len(rollouts))
+        return [0.0] * len(rollouts)
+    rewards = torch.full((len(rollouts),), torch.nan)
     mask_config = MaskConfig(
         init=config.mask_init,
         scale=config.mask_scale,
@@ -293,12 +284,12 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> torch.T
         rewards[rows] = rollout_saliency(
             result,
             mask_config,
-            config.saliency,
-            config.saliency_sign,
-            config.saliency_reduction,
-        ).cpu().float()  # fmt: skip
+            kind=config.saliency,
+            sign=config.saliency_sign,
+            reduction=config.saliency_reduction,
+        ).to("cpu", torch.float32)
         progress(len(rows))
-    return rewards
+    return rewards.tolist()
 
 
 def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) -> torch.Tensor:
@@ -314,24 +305,48 @@ def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) 
     return groups.where(~groups.isnan(), lowest).flatten()
 
 
-def describe(rollout: Rollout) -> dict:
-    """What samples.jsonl and the metrics need of a rollout."""
+def describe(rollout: Rollout, saliency: float) -> dict:
+    """What the other ranks, the metrics and samples.jsonl need of a rollout."""
     return {
         "id": rollout.problem.id,
         "gold": rollout.problem.answer,
         "number": rollout.trace.number,
         "text": rollout.trace.text,
         "length": len(rollout.trace.reasoning),
+        "correct": rollout.correct,
         "truncated": rollout.trace.truncated,
         "delimiters": rollout.trace.delimiter_count,
+        "saliency": saliency,
     }
 
 
-def evaluate_on_ranks(model, tokenizer, problems, config, rank, world_size, label) -> list[dict]:
-    """eval.evaluate with the problems dealt over the ranks; all ranks return all records."""
-    jobs = len(problems)
-    mine = share(problems, rank, world_size)
-    bar = Progress(label, rank)
+def fill_up(rollouts, advantages, everyone: int, ranks) -> tuple[list, list, torch.Tensor]:
+    """This rank's prompts, completions and advantages, filled up with rows of no weight.
+
+    Every rank must run as many micro-batches as the others, or the gradient exchange hangs.
+    """
+    missing = -(-everyone // ranks.world_size) - len(rollouts)
+    prompts = [rollout.prompt for rollout in rollouts] + [[0]] * missing
+    completions = [rollout.completion for rollout in rollouts] + [[]] * missing
+    return prompts, completions, torch.tensor(advantages + [0.0] * missing, device=ranks.device)
+
+
+def combine(stats: list[dict]) -> dict:
+    """update_policy's numbers of all ranks as one: their losses add up to the update's loss."""
+    clipped, counted = (sum(part[key] for part in stats) for key in ("clipped", "counted"))
+    return {
+        "loss": sum(part["loss"] for part in stats),
+        "clip_fraction": clipped / max(counted, 1),
+        "ratio_max": max(part["ratio_max"] for part in stats),
+        "ratio_min": min(part["ratio_min"] for part in stats),
+        "gradient_norm": stats[0]["gradient_norm"],  # of the averaged gradient, equal on all ranks
+    }
+
+
+def sample_heldout(model, tokenizer, problems, config: Config, ranks, label) -> list[dict]:
+    """eval.evaluate with the problems dealt over the ranks; every rank returns all records."""
+    mine = ranks.share(problems)
+    bar = Progress(f"held-out {label}", ranks)
     records = evaluate(
         model,
         tokenizer,
@@ -343,71 +358,7 @@ def evaluate_on_ranks(model, tokenizer, problems, config, rank, world_size, labe
         progress=bar.phase("sampling", len(mine) * config.eval_samples),
     )
     bar.close()
-    grouped = [
-        records[n : n + config.eval_samples] for n in range(0, len(records), config.eval_samples)
-    ]
-    return [record for group in gather(grouped, jobs) for record in group]
-
-
-# ------------------------------------------------------------------------------------------- ranks
-# Without torchrun, or with one process, each of these does nothing.
-
-
-def start_ranks(device: str | None) -> tuple[int, int, torch.device]:
-    """(rank, world size, device); joins torchrun's process group where there is more than one."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(device)
-    if world_size == 1:
-        return 0, 1, torch.device(device)
-    dist.init_process_group("gloo" if device == "cpu" else "nccl")
-    return dist.get_rank(), world_size, torch.device(device)
-
-
-def stop_ranks() -> None:
-    """Leave together: a rank that exits early can abort the others."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def share(rows: list, rank: int, world_size: int) -> list:
-    """This rank's slice of rows; the last ranks' may be shorter, or empty."""
-    size = -(-len(rows) // world_size)
-    return rows[rank * size : (rank + 1) * size]
-
-
-def gather(mine: list, total: int) -> list:
-    """Every rank's share, in order, on every rank. Rows are JSON: no pickle between machines."""
-    if not dist.is_initialized():
-        return mine
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    payload = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(payload)], device=device))
-    longest = int(max(sizes))
-    padded = torch.nn.functional.pad(payload, (0, longest - len(payload)))
-    parts = [torch.zeros_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    rows = []
-    for part, size in zip(parts, sizes, strict=True):
-        rows += json.loads(bytes(part[: int(size)].tolist()))
-    assert len(rows) == total, f"{len(rows)} rows gathered, {total} dealt"
-    return rows
-
-
-def padded_rows(rollouts, everyone, world_size) -> tuple[list, list]:
-    """Prompts and completions, filled up so that every rank runs as many micro-batches."""
-    missing = -(-everyone // world_size) - len(rollouts)
-    prompts = [r.prompt for r in rollouts] + [[0]] * missing
-    return prompts, [r.completion for r in rollouts] + [[]] * missing
-
-
-def pad_advantages(advantages, everyone, world_size) -> torch.Tensor:
-    missing = -(-everyone // world_size) - len(advantages)
-    return torch.nn.functional.pad(advantages, (0, missing))
+    return ranks.gather(records)
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -416,14 +367,14 @@ def pad_advantages(advantages, everyone, world_size) -> torch.Tensor:
 class Progress:
     """One bar per update, on rank 0: its phases one after the other."""
 
-    def __init__(self, label: str, rank: int):
-        self.label, self.rank, self.bar = label, rank, None
+    def __init__(self, label: str, ranks: Ranks):
+        self.label, self.silent, self.bar = label, ranks.rank > 0, None
 
     def phase(self, name: str, total: int):
         """Start a phase of `total` rollouts; returns the function that counts them."""
         self.close()
-        label = f"{self.label}: {name}"
-        self.bar = tqdm(total=total, desc=label, unit="rollout", leave=False, disable=self.rank > 0)
+        text = f"{self.label}: {name}"
+        self.bar = tqdm(total=total, desc=text, unit="rollout", leave=False, disable=self.silent)
         return self.bar.update
 
     def close(self) -> None:
@@ -434,10 +385,10 @@ class Progress:
 class Log:
     """The run's folder, written by rank 0."""
 
-    def __init__(self, config: Config, rank: int):
-        self.rank, self.history = rank, []
+    def __init__(self, config: Config, ranks: Ranks):
+        self.rank, self.history = ranks.rank, []
         self.folder = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-        if rank == 0:
+        if self.rank == 0:
             if (self.folder / "metrics.jsonl").exists():
                 raise ValueError(f"--out {self.folder}: holds a run already; name another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -470,12 +421,12 @@ def mean(values) -> float:
 
 
 def update_line(m: dict, steps: int) -> str:
+    seconds = [m["seconds_sampling"], m["seconds_masks"], m["seconds_policy"]]
     return (
-        f"update {m['step']:>3}/{steps}  reward {m['reward']:+.3f} = outcome {m['outcome']:+.3f} "
-        f"+ weight * saliency {m['saliency']:.3f}  length {m['length']:5.1f}  "
-        f"clipped {m['clip_fraction']:.0%}  {m['seconds']:4.1f} s (sampling "
-        f"{m['seconds_sampling']:.1f}, masks {m['seconds_masks']:.1f}, "
-        f"policy {m['seconds_policy']:.1f})"
+        f"update {m['step']:>3}/{steps}  outcome {m['outcome']:+.3f}  "
+        f"saliency {m['saliency']:.3f}  reward {m['reward']:+.3f}  length {m['length']:5.1f}  "
+        f"clipped {m['clip_fraction']:4.0%}  {sum(seconds):4.1f} s "
+        f"(sampling {seconds[0]:.1f}, masks {seconds[1]:.1f}, policy {seconds[2]:.1f})"
     )
 
 
@@ -499,8 +450,6 @@ def parse_args(arguments=None) -> Config:
         parser.add_argument(flag, type=kind, choices=entry.metadata["choices"], help=text)
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
     config = Config(**PRESETS[given.get("preset", "micro")] | given)
-    if config.preset == "micro" and config.dataset == "gsm8k" and "max_new_tokens" not in given:
-        config = dataclasses.replace(config, max_new_tokens=256)
     at_least_one = "mask_batch questions rollouts passes micro_batch max_new_tokens epochs "
     at_least_one += "eval_problems eval_samples eval_every_problems"
     for name in at_least_one.split():
@@ -510,6 +459,13 @@ def parse_args(arguments=None) -> Config:
         parser.error("--rollouts 1: a group of one has no advantage; give 2 or more")
     if config.temperature <= 0:
         parser.error("--temperature must be above 0: the policy is trained on what it samples")
+    everyone = config.questions * config.rollouts
+    if everyone % config.micro_batch:
+        parser.error(
+            f"--micro-batch {config.micro_batch} does not divide the {everyone} rollouts of an "
+            f"update (--questions {config.questions} x --rollouts {config.rollouts}); "
+            "give a divisor"
+        )
     if config.steps is not None and config.steps < 0:
         parser.error("--steps must not be negative")
     return config

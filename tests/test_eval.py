@@ -1,0 +1,170 @@
+"""pass@k, Table 1's counts, the table, AUROC, and spaCy with and without a tagger."""
+
+import itertools
+import math
+
+import pytest
+import spacy
+import torch
+from spacy.tokens import Doc
+from spacy.training import Example
+
+import eval as evaluation
+from data import load_problems, micro_task
+from data.prompts import Tokenizer
+from eval import auroc, evaluate, load_spacy, map_auroc, pass_at_k, summarize, table, word_counts
+from model import Llama
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
+    for correct in range(6):
+        draws = list(itertools.combinations([True] * correct + [False] * (5 - correct), 3))
+        share = sum(any(draw) for draw in draws) / len(draws)
+        assert pass_at_k(5, correct, 3) == pytest.approx(share)
+
+
+def test_auroc_counts_pairs_and_halves_ties():
+    scores, labels = [0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1]
+    pairs = [(p, n) for p, a in zip(scores, labels, strict=True) if a
+             for n, b in zip(scores, labels, strict=True) if not b]  # fmt: skip
+    by_hand = sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs)
+    assert auroc(scores, labels) == pytest.approx(by_hand) == pytest.approx(0.875)
+    assert auroc([1, 2], [1, 1]) is None
+    assert auroc([3, 3, 3], [1, 0, 1]) == 0.5
+
+
+def test_blank_english_counts_by_lexical_attributes():
+    counts = word_counts(["So the total is $18 + 4 = 22.\nTwo  cats"], load_spacy(None))
+    # So the total is $ 18 + 4 = 22 . Two cats: 13 tokens; the line break and spaces are none
+    assert counts == {"tokens": 13, "numbers": 4, "stop_words": 5, "symbols": 3}
+
+
+def trained_pipeline():
+    """A tagger small enough to train in a second: digits are NUM, plus signs SYM, words NOUN."""
+    nlp = spacy.blank("en")
+    tagger = nlp.add_pipe(
+        "tagger",
+        config={"model": {"@architectures": "spacy.Tagger.v2", "tok2vec": {
+            "@architectures": "spacy.HashEmbedCNN.v2", "pretrained_vectors": None, "width": 32,
+            "depth": 1, "embed_size": 200, "window_size": 1, "maxout_pieces": 2,
+            "subword_features": True}}},
+    )  # fmt: skip
+    ruler = nlp.add_pipe("attribute_ruler")
+    sentences = [["cats", "eat", "4"], ["3", "+", "4"], ["12", "dogs"], ["dogs", "+", "cats"]]
+
+    def tag(word):
+        return "CD" if word.isdigit() else "SYM" if word == "+" else "NN"
+
+    examples = [
+        Example.from_dict(Doc(nlp.vocab, words=words), {"tags": [tag(word) for word in words]})
+        for words in sentences
+    ]
+    tagger.add_label("NN")
+    nlp.initialize(lambda: examples)
+    ruler.load_from_tag_map({"CD": {"POS": 93}, "SYM": {"POS": 99}, "NN": {"POS": 92}})
+    torch.manual_seed(0)
+    for _ in range(30):
+        nlp.update(examples)
+    return nlp
+
+
+def test_a_trained_pipeline_counts_parts_of_speech(tmp_path):
+    trained_pipeline().to_disk(tmp_path / "tagger")
+    pipeline = load_spacy(str(tmp_path / "tagger"))
+    counts = word_counts(["cats + 3 dogs"], pipeline)
+    assert counts == {"tokens": 4, "numbers": 1, "stop_words": 0, "symbols": 1}
+    # blank English would call "two" a number; this tagger, by its form, does not
+    assert word_counts(["two"], pipeline)["numbers"] == 0 < word_counts(["two"], spacy.blank("en"))["numbers"]  # fmt: skip # noqa: E501
+
+
+def test_a_missing_pipeline_is_named():
+    with pytest.raises(ValueError, match="--spacy-model no_such_thing"):
+        load_spacy("no_such_thing")
+
+
+def record(problem, sample, correct, text, ids, **more):
+    return {"id": problem, "sample": sample, "correct": correct, "text": text, "reasoning": ids,
+            "truncated": False, "no_delimiter": False} | more  # fmt: skip
+
+
+def test_a_summary_by_hand():
+    records = [
+        record("a", 0, True, "4 + 5 = 9", [1, 2, 3]),
+        record("a", 1, False, "the cat", [1], truncated=True),
+        record("b", 0, False, "", [], no_delimiter=True),
+        record("b", 1, False, "7", [1, 2]),
+    ]
+    summary = summarize(records, load_spacy(None))
+    assert summary["problems"] == 2 and summary["samples"] == 2
+    assert summary["pass@1"] == 0.25 and summary["pass@2"] == 0.5
+    assert summary["tokens"] == 1.5 and summary["spacy_tokens"] == 2.0
+    assert summary["numbers"] == 4 / 8  # pooled over traces, not a mean of shares
+    assert summary["stop_words"] == 1 / 8 and summary["symbols"] == 2 / 8
+    assert summary["truncated"] == 0.25 and summary["no_delimiter"] == 0.25
+
+
+def test_the_table_shows_relative_change_of_shares_and_points_of_accuracy():
+    one = {"problems": 2, "samples": 4, "pass@1": 0.5, "tokens": 50.0, "numbers": 0.2}
+    other = one | {"pass@1": 0.45, "tokens": 25.0, "numbers": 0.3}
+    printed = table({"before": one, "after": other}, load_spacy(None))
+    assert "-5.0 pts" in printed and "-50%" in printed and "+50%" in printed
+    assert "blank English" in printed
+
+
+@pytest.fixture(scope="module")
+def micro():
+    return Llama.from_pretrained("data/micro"), Tokenizer.from_directory("data/micro")
+
+
+def test_samples_do_not_depend_on_batch_or_company(micro):
+    model, tokenizer = micro
+    problems = load_problems("micro", "heldout", limit=5)
+
+    def texts(problems, **options):
+        options = {"samples": 2, "max_new_tokens": 64} | options
+        records = evaluate(model, tokenizer, problems, "micro", **options)
+        return {(r["id"], r["sample"]): r["text"] for r in records}
+
+    everything = texts(problems)
+    assert len(everything) == 10 and texts(problems, batch_size=3) == everything
+    assert texts(problems[3:]).items() <= everything.items()
+    assert texts(problems, seed=1) != everything
+
+
+def test_the_shipped_model_is_neither_hopeless_nor_perfect_and_varies_in_length(micro):
+    problems = load_problems("micro", "heldout", limit=40)
+    records = evaluate(*micro, problems, "micro", samples=4, max_new_tokens=192)
+    accuracy = sum(r["correct"] for r in records) / len(records)
+    assert 0.65 < accuracy < 0.97
+    spread = [
+        max(lengths) - min(lengths)
+        for n in range(0, len(records), 4)
+        for lengths in [[len(r["reasoning"]) for r in records[n : n + 4]]]
+    ]
+    assert sum(spread) / len(spread) > 15
+
+
+def test_auroc_of_a_saliency_that_is_the_truth_is_one(micro, monkeypatch):
+    """With the labels themselves, and their opposite, in the place of saliency."""
+    model, tokenizer = micro
+    problems = load_problems("micro", "heldout", limit=6)
+    records = evaluate(model, tokenizer, problems, "micro", samples=2, max_new_tokens=192)
+    correct = {r["id"]: r for r in reversed(records) if r["correct"]}
+    by_length = sorted(correct.values(), key=lambda r: len(r["completion"]))
+
+    def truth(rows, config, kind):
+        assert [r["id"] for r in rows] == [r["id"] for r in by_length]
+        sign = 1.0 if kind == "truth" else -1.0
+        labels = []
+        for r in rows:
+            text, spans = evaluation.reasoning_spans(r["reasoning"], tokenizer)
+            labels.append(sign * torch.tensor(micro_task.token_labels(text, r["number"], spans)).float())  # fmt: skip # noqa: E501
+        return labels
+
+    monkeypatch.setattr(evaluation, "optimize_records", lambda m, t, rows, d, c: rows)
+    monkeypatch.setattr(evaluation, "token_saliency", truth)
+    scores = map_auroc(
+        model, tokenizer, records, "micro", {"right": (0, "truth"), "wrong": (0, "lie")}
+    )
+    assert scores["right"][0] == 1.0 and scores["wrong"][0] == 0.0
+    assert scores["right"][2] == len(by_length) and not math.isnan(scores["right"][1])
