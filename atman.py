@@ -70,13 +70,16 @@ class Batch:
     answer_weights: torch.Tensor  # (B, A) 1 / number of answer tokens, 0 at padding
 
 
-def optimize_masks(model: Llama, prompts, reasonings, delimiters, answers, config) -> MaskResult:
+def optimize_masks(
+    model: Llama, prompts, reasonings, delimiters, answers, config, progress=None
+) -> MaskResult:
     """Learn H for each of B rollouts (section 3.2): Eq. 2 minimised by AdamW, the model frozen.
 
     prompts, reasonings, delimiters, answers: B ragged lists of token ids, none empty, answers
     without EOS. Rollouts do not influence each other: their losses are summed, not averaged, so
     that AdamW's eps weighs the same whatever B. H is kept in float32 (float64 for a float64 model).
-    The model's requires_grad flags come back as they were. Raises ValueError for an empty list.
+    The model's requires_grad flags come back as they were. progress is called with B after every
+    step. Raises ValueError for an empty list.
     """
     device = model.embed_tokens.weight.device
     batch = pack(prompts, reasonings, delimiters, answers, device)
@@ -103,6 +106,8 @@ def optimize_masks(model: Llama, prompts, reasonings, delimiters, answers, confi
             losses.append(loss)
             # Trapezoid along the path: over entries and steps it sums to the loss recovered.
             attribution -= (gradient_before + gradient) / 2 * (mask.detach() - before)
+            if progress:
+                progress(len(mask))
     return MaskResult(mask.detach(), batch.region, attribution, torch.stack(losses))
 
 

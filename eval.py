@@ -246,7 +246,8 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
 
     records: of `evaluate`; one correct trace a question is used. saliencies: name ->
     (MaskConfig, kind). Returns name -> (mean AUROC, its 95% interval's half width, traces), and
-    "unrecognised" -> the share of trace characters without a label.
+    "unrecognised" -> the share of trace characters without a label. progress is called with the
+    mask steps done.
     """
     chosen = {}
     for record in records:
@@ -269,10 +270,8 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
         for start in range(0, len(chosen), 16):
             if (config, start) not in masks:
                 masks[config, start] = optimize_records(
-                    model, tokenizer, chosen[start : start + 16], dataset, config
+                    model, tokenizer, chosen[start : start + 16], dataset, config, progress
                 )
-                if progress:
-                    progress(len(chosen[start : start + 16]))
             tokens = token_saliency(masks[config, start], config, kind)
             for scores, label in zip(tokens, labels[start : start + 16], strict=True):
                 known = label != micro_task.UNRECOGNISED
@@ -284,7 +283,7 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
     return results
 
 
-def optimize_records(model, tokenizer, records, dataset, config):
+def optimize_records(model, tokenizer, records, dataset, config, progress=None):
     """The masks of evaluate's records (each with a delimiter): a MaskResult."""
     traces = [split_trace(record["completion"], tokenizer) for record in records]
     tails = [gold_tail(t, r["gold"], tokenizer) for t, r in zip(traces, records, strict=True)]
@@ -295,6 +294,7 @@ def optimize_records(model, tokenizer, records, dataset, config):
         [delimiter for delimiter, _ in tails],
         [answer for _, answer in tails],
         config,
+        progress,
     )
 
 
@@ -380,7 +380,8 @@ def report_auroc(model, tokenizer, records, name, args) -> dict:
     }
     ids = sorted({record["id"] for record in records if record["correct"]})[: args.auroc_traces]
     records = [record for record in records if record["id"] in set(ids)]
-    with tqdm(total=2 * len(ids), desc="masks for AUROC", unit="trace") as bar:
+    total = (plain.steps + sparse.steps) * len(ids)
+    with tqdm(total=total, desc="masks for AUROC", unit="step") as bar:
         scores = map_auroc(model, tokenizer, records, args.dataset, saliencies, bar.update)
     print(f"{name}: AUROC of token saliency, computing against decorating tokens "
           f"({scores['unrecognised']:.1%} of characters unrecognised and left out)")  # fmt: skip

@@ -368,6 +368,7 @@ class Llama(nn.Module):
         names = ["model.safetensors"] if len(shards) == 1 else names
         for name, tensors in zip(names, shards, strict=True):
             save_file(tensors, directory / f"{name}.part", metadata={"format": "pt"})
+            os.chmod(directory / f"{name}.part", 0o644)  # safetensors makes it the owner's alone
             os.replace(directory / f"{name}.part", directory / name)
         if len(shards) > 1:
             total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())

@@ -60,22 +60,22 @@ class Config:
     )
     gate_saliency: bool = option(False, "pay saliency to correct rollouts only")
     # the mask (section 3.4)
-    mask_steps: int = option(10, "optimisation steps per mask")
-    mask_lr: float = option(0.02, "rate of those steps: 0.2 / steps goes as far as the paper's")
+    mask_steps: int = option(5, "optimisation steps per mask")
+    mask_lr: float = option(0.04, "rate of those steps: 0.2 / steps goes as far as the paper's")
     mask_init: float = option(-0.4, "c, where the mask starts")
     mask_scale: float = option(10.0, "factor on the mask inside the attention scores")
     mask_sparsity: float = option(0.0, "lambda, what re-enabling an entry costs")
-    mask_batch: int = option(32, "rollouts per mask optimisation, sorted by length")
+    mask_batch: int = option(16, "rollouts per mask optimisation, sorted by length")
     # the policy update
     questions: int = option(16, "questions per update, over all ranks")
     rollouts: int = option(8, "rollouts per question")
     passes: int = option(2, "optimiser steps per batch of rollouts")
-    micro_batch: int = option(32, "rollouts per forward of the policy update")
+    micro_batch: int = option(16, "rollouts per forward of the policy update")
     lr: float = option(6e-5, "rate of the policy update, constant")
     clip_eps: float = option(0.2, "clipping range of the ratio")
     ratio: str = option("sequence", "ratio over the sequence or per token", ("sequence", "token"))
     temperature: float = option(1.0, "of the rollouts")
-    max_new_tokens: int = option(160, "longest rollout in tokens; longer ones are cut and wrong")
+    max_new_tokens: int = option(200, "longest rollout in tokens; longer ones are cut and wrong")
     epochs: int = option(1, "passes over the questions, unless --steps says less")
     steps: int | None = option(40, "number of updates (default of paper: as --epochs gives)")
     # evaluation
@@ -267,7 +267,7 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[fl
     )
     valid = [n for n, rollout in enumerate(rollouts) if rollout.trace.valid]
     valid.sort(key=lambda n: len(rollouts[n].prompt) + len(rollouts[n].completion))
-    progress = bar.phase("masks", len(valid))
+    progress = bar.phase("masks", len(valid) * config.mask_steps, unit="step")
     for start in range(0, len(valid), config.mask_batch):
         rows = valid[start : start + config.mask_batch]
         chosen = [rollouts[n] for n in rows]
@@ -280,6 +280,7 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[fl
             [delimiter for delimiter, _ in tails],
             [answer for _, answer in tails],
             mask_config,
+            progress,
         )
         rewards[rows] = rollout_saliency(
             result,
@@ -288,7 +289,6 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[fl
             sign=config.saliency_sign,
             reduction=config.saliency_reduction,
         ).to("cpu", torch.float32)
-        progress(len(rows))
     return rewards.tolist()
 
 
@@ -370,11 +370,11 @@ class Progress:
     def __init__(self, label: str, ranks: Ranks):
         self.label, self.silent, self.bar = label, ranks.rank > 0, None
 
-    def phase(self, name: str, total: int):
-        """Start a phase of `total` rollouts; returns the function that counts them."""
+    def phase(self, name: str, total: int, unit: str = "rollout"):
+        """Start a phase of `total` units; returns the function that counts them."""
         self.close()
         text = f"{self.label}: {name}"
-        self.bar = tqdm(total=total, desc=text, unit="rollout", leave=False, disable=self.silent)
+        self.bar = tqdm(total=total, desc=text, unit=unit, leave=False, disable=self.silent)
         return self.bar.update
 
     def close(self) -> None:

@@ -161,7 +161,7 @@ def test_auroc_of_a_saliency_that_is_the_truth_is_one(micro, monkeypatch):
             labels.append(sign * torch.tensor(micro_task.token_labels(text, r["number"], spans)).float())  # fmt: skip # noqa: E501
         return labels
 
-    monkeypatch.setattr(evaluation, "optimize_records", lambda m, t, rows, d, c: rows)
+    monkeypatch.setattr(evaluation, "optimize_records", lambda m, t, rows, d, c, p: rows)
     monkeypatch.setattr(evaluation, "token_saliency", truth)
     scores = map_auroc(
         model, tokenizer, records, "micro", {"right": (0, "truth"), "wrong": (0, "lie")}

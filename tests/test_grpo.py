@@ -1,0 +1,525 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import grpo
+from grpo import generate, group_advantages, policy_loss, token_logprobs, update_policy
+from tests import tiny
+
+PROMPTS = tiny.ids(1, 3, 6, 1, 4)
+
+
+def table_of(seed, size=6):
+    """Logits after each token, for tiny.bigram."""
+    return torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).mul(2).tolist()
+
+
+def log_softmax(row):
+    total = math.log(sum(math.exp(x) for x in row))
+    return [x - total for x in row]
+
+
+@torch.no_grad()
+def next_logits(model, sequence):
+    """Logits of the next token from the whole sequence alone, no cache, no padding."""
+    return model(torch.tensor([sequence]))[0, -1].double().numpy()
+
+
+def sample_slowly(model, prompt, limit, seed, temperature=1.0, eos=()):
+    """One completion by the textbook: the first token whose cumulative probability exceeds u."""
+    uniforms, completion = np.random.default_rng(seed).random(limit), []
+    for u in uniforms:
+        logits = next_logits(model, prompt + completion)
+        if temperature == 0:
+            token = int(logits.argmax())
+        else:
+            weights = np.exp((logits - logits.max()) / temperature)
+            token, below = 0, weights[0] / weights.sum()
+            while u >= below:
+                token += 1
+                below += weights[token] / weights.sum()
+        completion.append(token)
+        if token in eos:
+            break
+    return completion
+
+
+# Sampling
+
+
+def test_greedy_is_the_argmax_of_full_forwards():
+    model = tiny.llama()
+    found = generate(model, PROMPTS, 12, temperature=0)
+    assert found == [sample_slowly(model, prompt, 12, 0, temperature=0) for prompt in PROMPTS]
+    assert len({tuple(row) for row in found}) == 4
+    assert generate(model, PROMPTS, 12, temperature=0, seed=9) == found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
+def test_samples_are_the_inverse_distribution_function_at_the_seeds_uniforms(temperature):
+    model = tiny.llama()
+    found = generate(model, PROMPTS, 10, temperature=temperature, seed=3)
+    expected = [
+        sample_slowly(model, prompt, 10, (3, row), temperature)
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert found == expected
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    model = tiny.llama()
+    seeds = [(7, 0), 11, (7, 2, 5), 13]
+    together = generate(model, PROMPTS, 20, seed=seeds, eos_ids=[5, 9])
+    backward = generate(model, PROMPTS[::-1], 20, seed=seeds[::-1], eos_ids=[5, 9])
+    assert backward[::-1] == together
+    for prompt, seed, expected in zip(PROMPTS, seeds, together, strict=True):
+        assert generate(model, [prompt], 20, seed=[seed], eos_ids=[5, 9]) == [expected]
+    assert generate(model, PROMPTS, 20, seed=7)[0] == generate(model, PROMPTS[:1], 20, seed=7)[0]
+
+
+def test_equal_prompts_draw_different_samples():
+    model = tiny.llama()
+    group = generate(model, [PROMPTS[0]] * 4 + [PROMPTS[1]] * 4, 10, seed=2)
+    assert len({tuple(row) for row in group}) == 8
+    prompts = [PROMPTS[0]] * 4 + [PROMPTS[1]] * 4
+    for row, (prompt, found) in enumerate(zip(prompts, group, strict=True)):
+        assert found == sample_slowly(model, prompt, 10, (2, row))
+
+
+def test_rows_that_end_at_very_different_times():
+    # Frequent stop tokens and 16 rows: the batch shrinks more than once on the way.
+    model, counts, eos = tiny.llama(), [], [3, 14]
+    prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
+    found = generate(model, prompts, 48, seed=4, eos_ids=eos, progress=counts.append)
+    expected = [sample_slowly(model, p, 48, (4, row), eos=eos) for row, p in enumerate(prompts)]
+    assert found == expected
+    assert len(counts) > 2 and sum(counts) == 16  # progress is called when rows are dropped
+
+
+@pytest.mark.parametrize("limit", [1, 7, 8, 9, 16, 17, 30])
+def test_stop_token_is_kept_and_last_and_the_limit_cuts(limit):
+    size = 25  # after token i always i + 1, and 24 stops
+    chain = [[50.0 if j == i + 1 else 0.0 for j in range(size)] for i in range(size)]
+    starts = [23, 20, 16, 15, 14, 8, 0, 0]
+    found = generate(tiny.bigram(chain), [[s] for s in starts], limit, eos_ids=[24, 99])
+    assert found == [list(range(s + 1, 25))[:limit] for s in starts]
+    without = generate(tiny.bigram(chain), [[20]], 4, eos_ids=[])
+    assert without == [[21, 22, 23, 24]]
+
+
+def test_progress_counts_every_row_once():
+    counts = []
+    chain = [[50.0 if j == i + 1 else 0.0 for j in range(25)] for i in range(25)]
+    prompts = [[23], [20], [15], [3], [0]]
+    generate(tiny.bigram(chain), prompts, 30, eos_ids=[24], progress=counts.append)
+    assert sum(counts) == 5 and len(counts) > 1
+
+
+def test_no_prompts_no_tokens_and_wrong_seeds():
+    model = tiny.llama()
+    assert generate(model, [], 5) == []
+    assert generate(model, PROMPTS, 0) == [[], [], [], []]
+    for seeds in ([1, 2, 3], [], [1] * 5):
+        with pytest.raises(ValueError, match=f"{len(seeds)} seeds for 4 prompts"):
+            generate(model, PROMPTS, 5, seed=seeds)
+
+
+def test_sampling_leaves_the_model_alone():
+    model = tiny.llama()
+    generate(model, PROMPTS, 5)
+    assert tiny.same_weights(model, tiny.llama())
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24, 1.0])
+def test_a_token_of_probability_zero_is_never_chosen(uniform):
+    # 1.0 is what a draw within 2**-25 of one becomes in float32.
+    logits = torch.tensor([[-torch.inf, 0.3, 0.1, -torch.inf, 0.2, -torch.inf]])
+    assert grpo.choose(logits, torch.tensor([uniform]), 1.0).item() in (1, 2, 4)
+
+
+# Log-probabilities
+
+
+def test_constant_logits_by_hand():
+    model = tiny.bigram([[0.5, -1.0, 2.0, 0.0]] * 4)
+    logp = log_softmax([0.5, -1.0, 2.0, 0.0])
+    logprobs, mask = token_logprobs(model, [[0, 1], [3]], [[2, 2, 1], [0]])
+    assert logprobs[0].tolist() == pytest.approx([logp[2], logp[2], logp[1]], abs=1e-6)
+    assert logprobs[1].tolist() == pytest.approx([logp[0], 0, 0], abs=1e-6)
+    assert mask.tolist() == [[True] * 3, [True, False, False]]
+
+
+def test_each_token_is_scored_by_the_one_before_it():
+    table = table_of(1)
+    logp = [log_softmax(row) for row in table]
+    prompts, completions = [[4, 2], [1], [0, 3, 5]], [[3, 0, 5], [1, 1, 4, 2], [2]]
+    logprobs, mask = token_logprobs(tiny.bigram(table), prompts, completions)
+    assert logprobs.dtype == torch.float32 and mask.dtype == torch.bool
+    for n in range(3):
+        chain = prompts[n][-1:] + completions[n]
+        expected = [logp[a][b] for a, b in zip(chain, chain[1:], strict=False)]
+        padding = 4 - len(expected)
+        assert logprobs[n].tolist() == pytest.approx(expected + [0] * padding, abs=1e-5)
+        assert mask[n].tolist() == [True] * len(expected) + [False] * padding
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_logprobs_equal_a_full_forward_of_each_row_alone(temperature):
+    model = tiny.llama()
+    completions = tiny.ids(2, 5, 2, 9, 1)
+    logprobs, mask = token_logprobs(model, PROMPTS, completions, temperature)
+    assert logprobs.shape == mask.shape == (4, 9)
+    assert logprobs.requires_grad
+    for n in range(4):
+        for k, token in enumerate(completions[n]):
+            logits = next_logits(model, PROMPTS[n] + completions[n][:k]) / temperature
+            expected = logits[token] - np.log(np.exp(logits).sum())
+            assert logprobs[n, k].item() == pytest.approx(expected, abs=1e-5)
+        assert (logprobs[n, len(completions[n]) :] == 0).all()
+        assert mask[n].sum() == len(completions[n])
+
+
+def test_sampled_stop_token_is_scored():
+    model = tiny.llama()
+    completions = generate(model, PROMPTS, 30, seed=1, eos_ids=list(range(16)))
+    assert all(row[-1] < 16 for row in completions)
+    logprobs, mask = token_logprobs(model, PROMPTS, completions)
+    for n, row in enumerate(completions):
+        logits = next_logits(model, PROMPTS[n] + row[:-1])
+        expected = logits[row[-1]] - np.log(np.exp(logits).sum())
+        assert mask[n, len(row) - 1]
+        assert logprobs[n, len(row) - 1].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_bf16_logits_are_scored_in_float32():
+    model = tiny.llama(dtype=torch.bfloat16)
+    logprobs, _ = token_logprobs(model, PROMPTS[:1], [[5, 9]])
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPTS[0] + [5]]))[0, -2:].double()
+    expected = logits.log_softmax(-1)[[0, 1], [5, 9]]
+    torch.testing.assert_close(logprobs[0].double(), expected, atol=1e-5, rtol=0)
+
+
+# Rewards and advantages
+
+
+def test_outcome_reward():
+    assert (grpo.outcome_reward(True), grpo.outcome_reward(False)) == (0.0, -1.0)
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([0.0, -1.0, -1.0, 2.0, 5.0, 5.0, 5.0, 1.0])
+    assert group_advantages(rewards, 4).tolist() == [0, -1, -1, 2, 1, 1, 1, -3]
+    assert group_advantages(rewards, 2).tolist() == [0.5, -0.5, -1.5, 1.5, 0, 0, 2, -2]
+    assert group_advantages(rewards, 1).tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("size", [3, 7, 8])
+@pytest.mark.parametrize("reward", [0.1, -0.7, 1 / 3])
+def test_equal_rewards_give_exactly_zero(size, reward):
+    rewards = torch.tensor([reward] * size + [0.0] * (size - 1) + [1.0])
+    advantages = group_advantages(rewards, size)
+    assert (advantages[:size] == 0).all()
+    expected = [-1 / size] * (size - 1) + [1 - 1 / size]
+    assert advantages[size:].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rewards_must_be_whole_groups():
+    for count, size in [(7, 2), (3, 4), (0, 4)]:
+        with pytest.raises(ValueError, match=f"{count} rewards are not whole groups of {size}"):
+            group_advantages(torch.zeros(count), size)
+
+
+# The loss
+
+OLD = torch.tensor([[-1.0, -2.0, -0.5], [-0.3, -1.5, 0.0], [-2.0, 0.0, 0.0]])
+NEW = torch.tensor([[-0.9, -2.1, -0.6], [-0.2, -1.4, 0.0], [-2.1, 0.0, 0.0]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]]).bool()
+
+
+def test_sequence_loss_by_hand():
+    loss, stats = policy_loss(NEW, OLD, torch.tensor([1.0, -2.0, 0.5]), MASK, clip_eps=0.15)
+    ratios = [math.exp(0.1 - 0.1 - 0.1), math.exp(0.1 + 0.1), math.exp(-0.1)]
+    # The second ratio, 1.22, is above 1.15, but its advantage is negative: not clipped.
+    expected = -(ratios[0] * 1 + ratios[1] * -2 + ratios[2] * 0.5) / 3
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert stats["clipped"] == 0 and stats["rollouts"] == 3
+    assert stats["ratio_max"] == pytest.approx(ratios[1], abs=1e-6)
+    assert stats["ratio_min"] == pytest.approx(ratios[0], abs=1e-6)
+    loss, stats = policy_loss(NEW, OLD, torch.tensor([1.0, 2.0, -0.5]), MASK, clip_eps=0.08)
+    expected = -(ratios[0] * 1 + 1.08 * 2 + 0.92 * -0.5) / 3
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert stats["clipped"] == 2
+
+
+def test_token_loss_by_hand():
+    up, down = math.exp(0.1), math.exp(-0.1)
+    advantages = torch.tensor([1.0, -2.0, 0.5])
+    loss, stats = policy_loss(NEW, OLD, advantages, MASK, clip_eps=0.2, ratio="token")
+    expected = -((up + 2 * down) / 3 * 1 + up * -2 + down * 0.5) / 3
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert stats["clipped"] == 0 and stats["rollouts"] == 3
+    loss, stats = policy_loss(NEW, OLD, advantages, MASK, clip_eps=0.05, ratio="token")
+    expected = -((1.05 + 2 * down) / 3 * 1 + up * -2 + down * 0.5) / 3
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert stats["clipped"] == pytest.approx(1 / 3)  # one token of the first rollout's three
+    assert stats["ratio_max"] == pytest.approx(up) and stats["ratio_min"] == pytest.approx(down)
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+@pytest.mark.parametrize(
+    "advantage, moved, clipped",
+    [(2.0, 0.5, True), (2.0, -0.5, False), (-2.0, 0.5, False), (-2.0, -0.5, True)],
+)
+def test_four_quadrants_of_the_clip(ratio, advantage, moved, clipped):
+    old = torch.tensor([[-1.0, -2.0]])
+    logprobs = (old + torch.tensor([[moved, 0.0]])).requires_grad_()
+    mask = torch.ones(1, 2).bool()
+    loss, stats = policy_loss(logprobs, old, torch.tensor([advantage]), mask, 0.2, ratio)
+    loss.backward()
+    value = math.exp(moved)
+    if clipped:
+        value = 1.2 if moved > 0 else 0.8
+    share = 1.0 if ratio == "sequence" else 0.5  # the token form has a second token, at ratio 1
+    expected = -advantage * (value if ratio == "sequence" else (value + 1) / 2)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    slope = 0.0 if clipped else -advantage * value * share
+    assert logprobs.grad[0, 0].item() == pytest.approx(slope, abs=1e-6)
+    if ratio == "token":
+        assert logprobs.grad[0, 1].item() == pytest.approx(-advantage / 2, abs=1e-6)
+    assert stats["clipped"] == pytest.approx(share if clipped else 0)
+
+
+def test_at_ratio_one_the_sequence_gradient_is_length_times_the_token_gradient():
+    model = tiny.llama()
+    for completion in tiny.ids(3, 1, 4, 9):
+        gradients = {}
+        for ratio in ("sequence", "token"):
+            model.zero_grad()
+            logprobs, mask = token_logprobs(model, PROMPTS[:1], [completion])
+            advantages = torch.tensor([0.7])
+            policy_loss(logprobs, logprobs.detach(), advantages, mask, ratio=ratio)[0].backward()
+            gradients[ratio] = model.embed_tokens.weight.grad.clone()
+        whole = len(completion) * gradients["token"]
+        torch.testing.assert_close(gradients["sequence"], whole, atol=1e-5, rtol=1e-4)
+        assert whole.abs().max() > 0.01
+        # and the sequence form at ratio 1 is REINFORCE: advantage times the sum of log-probs
+        model.zero_grad()
+        (-0.7 * token_logprobs(model, PROMPTS[:1], [completion])[0].sum()).backward()
+        found = model.embed_tokens.weight.grad
+        torch.testing.assert_close(found, gradients["sequence"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_normalizer_and_padding_rows(ratio):
+    advantages = torch.tensor([1.0, -2.0, 0.5])
+    loss, stats = policy_loss(NEW, OLD, advantages, MASK, ratio=ratio)
+    halved, _ = policy_loss(NEW, OLD, advantages, MASK, ratio=ratio, normalizer=6)
+    assert halved.item() == pytest.approx(loss.item() / 2, abs=1e-6)
+    # A row without tokens changes nothing, whatever stands in it.
+    pad = torch.full((1, 3), 5.0)
+    rows = [torch.cat([x, pad * s]) for x, s in ((NEW, 1), (OLD, -1))]
+    rows[0].requires_grad_()
+    mask = torch.cat([MASK, torch.zeros(1, 3).bool()])
+    for filler in (0.0, 9.0):
+        more = torch.cat([advantages, torch.tensor([filler])])
+        padded, padded_stats = policy_loss(*rows, more, mask, ratio=ratio, normalizer=3)
+        assert padded.item() == pytest.approx(loss.item(), abs=1e-6)
+        assert padded_stats == pytest.approx(stats)
+        (gradient,) = torch.autograd.grad(padded, rows[0])
+        assert (gradient[~mask] == 0).all() and (gradient[mask] != 0).all()
+
+
+def test_unknown_ratio_is_refused():
+    with pytest.raises(ValueError, match="'product': choose sequence or token"):
+        policy_loss(NEW, OLD, torch.ones(3), MASK, ratio="product")
+
+
+# The update
+
+COMPLETIONS = tiny.ids(5, 4, 9, 2, 6, 1, 7, 3, 5)
+EIGHT = tiny.ids(6, 3, 3, 6, 6, 1, 1, 4, 4)
+ADVANTAGES = torch.tensor([1.0, -0.5, 0.3, -0.8, 0.6, 0.2, -1.2, 0.4])
+
+
+def updated(model, rows=slice(None), lr=0.002, advantages=ADVANTAGES, **arguments):
+    """The model after one update by plain gradient descent, and what the update returned."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    result = update_policy(
+        model, optimizer, EIGHT[rows], COMPLETIONS[rows], advantages[rows], **arguments
+    )
+    return model, result
+
+
+def assert_same(one, other, tolerance=1e-6):
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def apart(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+@torch.no_grad()
+def score(model, prompt, completion):
+    return token_logprobs(model, [prompt], [completion])[0].sum().item()
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_micro_batches_do_not_change_the_update(ratio):
+    expected, whole = updated(tiny.llama(), micro_batch=8, passes=2, ratio=ratio)
+    assert apart(expected, tiny.llama()) > 1e-3
+    for size in (1, 2, 3):  # 3: the last one is smaller
+        model, result = updated(tiny.llama(), micro_batch=size, passes=2, ratio=ratio)
+        assert_same(model, expected)
+        assert result == pytest.approx(whole, rel=1e-4, abs=1e-5)
+
+
+def test_one_pass_is_one_gradient_step_on_the_mean_over_rollouts():
+    model, result = updated(tiny.llama(), passes=1)
+    by_hand = tiny.llama()
+    terms = []
+    for prompt, completion, advantage in zip(EIGHT, COMPLETIONS, ADVANTAGES, strict=True):
+        terms.append(-advantage * token_logprobs(by_hand, [prompt], [completion])[0].sum() / 8)
+    sum(terms).backward()
+    with torch.no_grad():
+        gradients = [weight.grad for weight in by_hand.parameters()]
+        for weight in by_hand.parameters():
+            weight -= 0.002 * weight.grad
+    assert_same(model, by_hand)
+    norm = math.sqrt(sum(g.double().pow(2).sum().item() for g in gradients))
+    assert result["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    assert result["loss"] == pytest.approx(-ADVANTAGES.mean().item(), abs=1e-6)
+
+
+def test_two_ranks_of_four_equal_one_of_eight():
+    # DDP averages over ranks: so do we here, between two updates of one step each.
+    whole, _ = updated(tiny.llama(), passes=1, micro_batch=4)
+    ranks = [
+        updated(tiny.llama(), rows, passes=1, micro_batch=4, world_size=2)[0]
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
+    with torch.no_grad():
+        for a, b in zip(*(rank.parameters() for rank in ranks), strict=True):
+            a.add_(b).div_(2)
+    assert_same(ranks[0], whole)
+
+
+def test_rows_that_fill_up_a_rank_change_nothing():
+    expected, result = updated(tiny.llama())
+    model = tiny.llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
+    filled = update_policy(
+        model,
+        optimizer,
+        EIGHT + [[1]] * 3,
+        COMPLETIONS + [[]] * 3,  # with micro-batches of 2, one of them is nothing but filling
+        torch.cat([ADVANTAGES, torch.zeros(3)]),
+        normalizer=8,
+    )
+    assert_same(model, expected)
+    assert filled == pytest.approx(result, rel=1e-5, abs=1e-6)
+
+
+def test_first_pass_ratio_is_exactly_one():
+    _, result = updated(tiny.llama(), passes=1, micro_batch=3)
+    assert result["ratio_max"] == result["ratio_min"] == 1.0
+    assert result["clipped"] == result["counted"] == 0  # they count the later passes
+
+
+def test_second_pass_moves_on_and_clips():
+    start, (first, _) = tiny.llama(), updated(tiny.llama(), passes=1)
+    second, result = updated(tiny.llama(), passes=2)
+    assert apart(first, second) > 1e-3
+    ratios, clipped = [], 0
+    by_hand = updated(tiny.llama(), passes=1)[0]
+    by_hand.zero_grad()
+    for prompt, completion, advantage in zip(EIGHT, COMPLETIONS, ADVANTAGES, strict=True):
+        ratios.append(math.exp(score(first, prompt, completion) - score(start, prompt, completion)))
+        if ratios[-1] > 1.2 if advantage > 0 else ratios[-1] < 0.8:
+            clipped += 1
+            continue
+        # What is not clipped takes a step along the gradient of ratio times advantage.
+        logprob = token_logprobs(by_hand, [prompt], [completion])[0].sum()
+        (-advantage * ratios[-1] * logprob / 8).backward()
+    assert 2 <= clipped <= 6
+    assert (result["clipped"], result["counted"]) == (clipped, 8)
+    assert result["ratio_max"] == pytest.approx(max(ratios), rel=1e-4)
+    assert result["ratio_min"] == pytest.approx(min(ratios), rel=1e-4)
+    with torch.no_grad():
+        for weight in by_hand.parameters():
+            weight -= 0.002 * weight.grad
+    assert_same(second, by_hand)
+
+
+def test_zero_advantage_leaves_the_weights_exactly():
+    model, result = updated(tiny.llama(), advantages=torch.zeros(8))
+    assert tiny.same_weights(model, tiny.llama())
+    assert result["loss"] == 0 and result["gradient_norm"] == 0
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_advantage_moves_its_completion_the_right_way(ratio, advantage):
+    for n in range(8):
+        advantages = torch.zeros(8)
+        advantages[n] = advantage
+        model, _ = updated(tiny.llama(), lr=0.01, advantages=advantages, passes=1, ratio=ratio)
+        before, after = (score(m, EIGHT[n], COMPLETIONS[n]) for m in (tiny.llama(), model))
+        assert (after - before) * advantage > 1e-3
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_the_stop_token_is_trained(advantage):
+    # The two differ only in their last token: were it not trained, their gradients would cancel.
+    eos, other, prompt = 7, 9, [3, 1]
+    model = tiny.llama()
+    before = next_logits(model, prompt + [4, 8])
+    update_policy(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        [prompt, prompt],
+        [[4, 8, eos], [4, 8, other]],
+        torch.tensor([advantage, -advantage]),
+        passes=1,
+    )
+    moved = next_logits(model, prompt + [4, 8]) - before
+    assert advantage * moved[eos] > 0.01 and advantage * moved[other] < -0.01
+
+
+def test_temperature_divides_in_the_update_too():
+    table = table_of(3)
+    model = tiny.bigram(table)
+    prompts, completions = [[2]], [[5]]
+    optimizer = torch.optim.SGD([model.lm_head.weight], lr=1.0)
+    advantage = torch.tensor([1.0])
+    update_policy(model, optimizer, prompts, completions, advantage, passes=1, temperature=2.0)
+    # d log p(5 | 2) / d logit = (one-hot - softmax(logits / 2)) / 2
+    probabilities = [math.exp(x) for x in log_softmax([x / 2 for x in table[2]])]
+    expected = [((n == 5) - p) / 2 for n, p in enumerate(probabilities)]
+    moved = model.lm_head.weight[:, 2].tolist()
+    found = [after - before for after, before in zip(moved, table[2], strict=True)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_max_grad_norm_and_stale_gradients():
+    model = tiny.llama()
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, 1e3)  # left over: must not count
+    model, result = updated(model, lr=1.0, passes=1, max_grad_norm=0.5)
+    steps = [a - b for a, b in zip(model.parameters(), tiny.llama().parameters(), strict=True)]
+    assert result["gradient_norm"] > 0.5  # reported as it was before the cut
+    size = math.sqrt(sum(step.double().pow(2).sum().item() for step in steps))
+    assert size == pytest.approx(0.5, rel=1e-3)
+    _, plain = updated(tiny.llama(), passes=1)
+    assert result["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-5)
+
+
+def test_progress_counts_every_rollout_in_every_pass():
+    counts = []
+    updated(tiny.llama(), passes=2, micro_batch=3, progress=counts.append)
+    assert counts == [3, 3, 2] * 2

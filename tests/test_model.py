@@ -1,0 +1,562 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model import KVCache, Llama, LlamaConfig, rope_frequencies
+from tests import tiny
+
+LAYOUTS = {
+    "gqa-llama3-tied": {},
+    "untied-plain-rope": {
+        "tie_word_embeddings": False,
+        "rope_scaling": None,
+        "rope_theta": 500.0,
+        "num_hidden_layers": 3,
+    },
+    "head-dim-6": {"head_dim": 6, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "head-dim-10": {"head_dim": 10, "num_attention_heads": 3, "num_key_value_heads": 3},
+    "one-kv-head": {"num_key_value_heads": 1, "rms_norm_eps": 0.1},
+}
+
+
+def reference_frequencies(config):
+    """Angle per position, as the Llama 3.1 release words it, by wavelength."""
+    frequencies = []
+    for i in range(config.head_dim // 2):
+        frequency = config.rope_theta ** (-2 * i / config.head_dim)
+        if config.rope_scaling:
+            wavelength = 2 * math.pi / frequency
+            context = config.rope_scaling["original_max_position_embeddings"]
+            low, high = (config.rope_scaling[f"{end}_freq_factor"] for end in ("low", "high"))
+            slow = frequency / config.rope_scaling["factor"]
+            if wavelength > context / low:
+                frequency = slow
+            elif wavelength >= context / high:
+                smooth = (context / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * slow + smooth * frequency
+        frequencies.append(frequency)
+    return np.array(frequencies)
+
+
+def reference(model, tokens, mask=None):
+    """Logits (S, V) of one sequence in plain float64; mask None or (heads, S, S)."""
+    config = model.config
+    w = {name: weight.detach().double().numpy() for name, weight in model.named_parameters()}
+    length, heads, half = len(tokens), config.num_attention_heads, config.head_dim // 2
+    # A rotated pair is a complex number turned by its angle: no cos, sin or halves to mix up.
+    turn = np.exp(1j * np.outer(np.arange(length), reference_frequencies(config)))
+
+    def norm(x, name):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * w[name]
+
+    def head(x, name, number):
+        size = config.head_dim
+        return x @ w[name][number * size : (number + 1) * size].T
+
+    def rotated(x):
+        return (x[:, :half] + 1j * x[:, half:]) * turn
+
+    x = w["embed_tokens.weight"][tokens]
+    for layer in range(config.num_hidden_layers):
+        part = f"layers.{layer}."
+        y = norm(x, part + "input_layernorm.weight")
+        outs = []
+        for h in range(heads):
+            shared = h * config.num_key_value_heads // heads
+            query = rotated(head(y, part + "self_attn.q_proj.weight", h))
+            key = rotated(head(y, part + "self_attn.k_proj.weight", shared))
+            value = head(y, part + "self_attn.v_proj.weight", shared)
+            rows = []
+            for i in range(length):
+                scores = (query[i] * key[: i + 1].conj()).real.sum(1) / math.sqrt(config.head_dim)
+                if mask is not None:
+                    scores = scores + mask[h, i, : i + 1]
+                weights = np.exp(scores - scores.max())
+                rows.append(weights / weights.sum() @ value[: i + 1])
+            outs.append(np.stack(rows))
+        x = x + np.concatenate(outs, 1) @ w[part + "self_attn.o_proj.weight"].T
+        y = norm(x, part + "post_attention_layernorm.weight")
+        gate, up = (y @ w[f"{part}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[part + "mlp.down_proj.weight"].T
+    tied = config.tie_word_embeddings
+    return norm(x, "norm.weight") @ w["embed_tokens.weight" if tied else "lm_head.weight"].T
+
+
+def distance(logits, expected):
+    return np.abs(logits.detach().double().numpy() - expected).max()
+
+
+@torch.no_grad()
+def full(model, row, **arguments):
+    """Logits (S, V) of one sequence of ids, without a cache."""
+    return model(torch.tensor([row]), **arguments)[0]
+
+
+# The plain model
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_logits_and_masked_logits_equal_a_reference(layout):
+    model = tiny.llama(**layout)
+    (row,) = tiny.ids(1, 24)
+    heads = model.config.num_attention_heads
+    mask = 3 * torch.randn(1, heads, 24, 24, generator=torch.Generator().manual_seed(2))
+    plain = reference(model, row)
+    assert np.abs(plain).max() > 1  # large enough for 1e-5 to mean something
+    assert distance(full(model, row), plain) < 1e-5
+    masked = reference(model, row, mask[0].double().numpy())
+    assert distance(full(model, row, mask=mask), masked) < 1e-5
+    assert np.abs(masked - plain).max() > 0.1
+
+
+@pytest.mark.parametrize("layout", ["gqa-llama3-tied", "untied-plain-rope"])
+def test_every_weight_and_setting_shows(layout):
+    model = tiny.llama(**LAYOUTS[layout])
+    (row,) = tiny.ids(1, 24)
+    expected = reference(model, row)
+    for name, weight in model.named_parameters():
+        kept = weight.detach().clone()
+        weight.data.mul_(1.02)
+        assert distance(full(model, row), expected) > 1e-4, name
+        weight.data.copy_(kept)
+    mlp = model.layers[0].mlp
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+    assert distance(full(model, row), expected) > 1e-2
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+    settings = [{"rms_norm_eps": 1e-2}, {"rope_theta": 9000.0}]
+    if model.config.rope_scaling:
+        settings += [{"rope_scaling": {**tiny.LLAMA3, "factor": 4.0}}, {"rope_scaling": None}]
+    for setting in settings:
+        other = Llama(replace(model.config, **setting))
+        other.load_state_dict(model.state_dict())
+        assert distance(full(other, row), expected) > 1e-4, setting
+    assert distance(full(model, row), expected) < 1e-5
+
+
+BLENDED_3B = [0.0021184068, 0.001290548, 0.0007625413, 0.0004295567, 0.0002227634, 0.0000970829]
+
+
+@pytest.mark.parametrize(
+    "head_dim, kept, blended, divided, last",
+    [(64, 15, 3, 14, 9.418306490260875e-08), (128, 29, 6, 29, 7.672314694673332e-08)],
+    ids=["1B", "3B"],
+)
+def test_rope_frequencies_of_llama_3_2(head_dim, kept, blended, divided, last):
+    scaling = {**tiny.LLAMA3, "factor": 32.0, "original_max_position_embeddings": 8192}
+    shape = tiny.SHAPE | {"head_dim": head_dim, "rope_theta": 500000.0, "rope_scaling": scaling}
+    found = rope_frequencies(LlamaConfig(**shape)).double().numpy()
+    plain = np.array([500000.0 ** (-2 * i / head_dim) for i in range(head_dim // 2)])
+    unchanged, slowed = (np.isclose(found, plain / f, rtol=1e-6, atol=0) for f in (1, 32))
+    assert unchanged.tolist() == [True] * kept + [False] * (blended + divided)
+    assert slowed.tolist() == [False] * (kept + blended) + [True] * divided
+    assert found[-1] == pytest.approx(last, rel=1e-6)
+    if head_dim == 128:
+        assert found[29:35] == pytest.approx(BLENDED_3B, rel=1e-6)
+
+
+def test_bf16_keeps_the_angles_in_float32():
+    model = tiny.llama()
+    before = model.frequencies.clone()
+    model.to(torch.bfloat16)
+    assert model.frequencies.dtype == torch.float32 and torch.equal(model.frequencies, before)
+    (row,) = tiny.ids(1, 8)
+    assert full(model, row).dtype == torch.bfloat16
+
+
+# The mask
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_zero_mask_is_no_mask(dtype, tolerance):
+    model = tiny.llama(dtype=dtype)
+    tokens = torch.tensor(tiny.ids(3, 17, 17))
+    plain = model(tokens)
+    for shape in [(17, 17), (2, 1, 17, 17), (2, 4, 17, 17)]:
+        masked = model(tokens, mask=torch.zeros(shape))
+        torch.testing.assert_close(masked, plain, atol=tolerance, rtol=0)
+
+
+def test_mask_shapes_mean_what_they_say():
+    model = tiny.llama()
+    rows = tiny.ids(3, 9, 9)
+    for shape in [(9, 9), (2, 1, 9, 9), (2, 4, 9, 9)]:
+        mask = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(4))
+        logits = model(torch.tensor(rows), mask=mask)
+        spread = mask.expand(2, 4, 9, 9).double().numpy()
+        for b in range(2):
+            assert distance(logits[b], reference(model, rows[b], spread[b])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (9,),
+        (2, 9, 9),  # would broadcast over heads
+        (4, 9, 9),
+        (8, 8),
+        (10, 10),
+        (9, 1),
+        (1, 9),
+        (9, 10),
+        (1, 1, 9, 9),
+        (3, 1, 9, 9),
+        (2, 2, 9, 9),
+        (2, 1, 8, 8),
+        (2, 1, 9, 1),
+        (2, 1, 9, 10),
+        (1, 2, 4, 9, 9),
+    ],
+    ids=str,
+)
+def test_other_mask_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
+        tiny.llama()(torch.zeros(2, 9, dtype=torch.int64), mask=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_future_tokens_never_change_earlier_logits(masked):
+    model = tiny.llama()
+    begging = 1e4 * torch.ones(12, 12).triu(1)  # for the future
+    mask = torch.randn(12, 12, generator=torch.Generator().manual_seed(5)) + begging
+    mask = mask if masked else None
+    one, other = tiny.ids(6, 12, 12)
+    for cut in (1, 5, 11):
+        changed = full(model, one[:cut] + other[cut:], mask=mask)
+        kept = full(model, one, mask=mask)
+        torch.testing.assert_close(changed[:cut], kept[:cut], atol=1e-6, rtol=0)
+        assert not torch.allclose(changed[cut:], kept[cut:], atol=1e-2)
+
+
+def test_right_padding_does_not_change_a_row():
+    model = tiny.llama()
+    short, long = tiny.ids(7, 6, 15)
+    logits = model(torch.tensor([short + [0] * 9, long]))
+    torch.testing.assert_close(logits[0, :6], full(model, short), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits[1], full(model, long), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (2, 1, 11, 11), (2, 4, 11, 11)])
+def test_mask_gradient_over_visible_keys_sums_to_zero(shape):
+    # Softmax does not see a constant added to all scores of a row: rows of attention sum to one.
+    model = tiny.llama(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(8)
+    mask = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    logits = model(torch.tensor(tiny.ids(9, 11, 11)), mask=mask)
+    (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
+    assert torch.equal(mask.grad.triu(1), torch.zeros_like(mask))
+    assert mask.grad.sum(-1).abs().max() < 1e-12 * mask.grad.abs().max() * 100
+    assert (mask.grad.abs().amax(-1)[..., 1:] > 1e-3).all()
+
+
+# Cached decoding
+
+
+@torch.no_grad()
+def test_decoding_token_by_token_equals_the_whole():
+    model = tiny.llama()
+    rows = tiny.ids(10, 10, 10)
+    tokens = torch.tensor(rows)
+    cache = KVCache(model.config, 2, 10, torch.float32, "cpu")
+    steps = []
+    for n in range(10):
+        cache.length = n + 1
+        positions = torch.full((2, 1), n)
+        steps.append(model(tokens[:, n : n + 1], cache=cache, positions=positions))
+    torch.testing.assert_close(torch.cat(steps, 1), model(tokens), atol=1e-5, rtol=0)
+    for b in range(2):
+        assert distance(torch.cat(steps, 1)[b], reference(model, rows[b])) < 1e-5
+
+
+@torch.no_grad()
+def test_ragged_prompts_then_decoding_equal_each_row_alone():
+    model = tiny.llama()
+    rows = tiny.ids(11, 4 + 6, 7 + 6, 1 + 6)
+    lengths = torch.tensor([4, 7, 1])
+    # Padding with a real id: what it wrote must be overwritten before it is seen.
+    prompts = torch.full((3, 7), 33)
+    for b, length in enumerate(lengths):
+        prompts[b, :length] = torch.tensor(rows[b][:length])
+    cache = KVCache(model.config, 3, 13, torch.float32, "cpu")
+    cache.length = 7
+    logits = model(prompts, cache=cache)
+    for b, length in enumerate(lengths):
+        expected = full(model, rows[b])[:length]
+        torch.testing.assert_close(logits[b, :length], expected, atol=1e-5, rtol=0)
+    for step in range(6):
+        cache.length += 1
+        pairs = zip(rows, lengths, strict=True)
+        token = torch.tensor([[row[length + step]] for row, length in pairs])
+        logits = model(token, cache=cache, positions=lengths[:, None] + step)
+        for b, length in enumerate(lengths):
+            expected = full(model, rows[b])[length + step]
+            torch.testing.assert_close(logits[b, 0], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_select_keeps_and_repeats_rows_of_the_cache():
+    model = tiny.llama()
+    rows = tiny.ids(12, 8, 8, 8)
+    cache = KVCache(model.config, 3, 8, torch.float32, "cpu")
+    cache.length = 6
+    model(torch.tensor(rows)[:, :6], cache=cache)
+    chosen = [2, 0, 2, 1]
+    cache.select(torch.tensor(chosen))
+    cache.length = 8  # two at once: a chunk sees its own past too
+    tails = torch.tensor([rows[b][6:] for b in chosen])
+    logits = model(tails, cache=cache, positions=torch.tensor([[6, 7]]).expand(4, 2))
+    for n, b in enumerate(chosen):
+        torch.testing.assert_close(logits[n], full(model, rows[b])[6:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_mask_over_cached_keys():
+    model = tiny.llama()
+    (row,) = tiny.ids(13, 9)
+    mask = 2 * torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(14))
+    cache = KVCache(model.config, 1, 9, torch.float32, "cpu")
+    cache.length = 5
+    model(torch.tensor([row[:5]]), mask=mask[:, :, :5, :5], cache=cache)
+    cache.length = 9
+    positions = torch.arange(5, 9)[None]
+    logits = model(torch.tensor([row[5:]]), mask[:, :, 5:], cache, positions)
+    expected = reference(model, row, mask[0].double().numpy())[5:]
+    assert distance(logits[0], expected) < 1e-5
+
+
+def test_head_rows_are_the_gathered_rows():
+    model = tiny.llama()
+    tokens = torch.tensor(tiny.ids(15, 9, 9))
+    wanted = torch.tensor([[8, 0, 3], [5, 5, 2]])
+    logits, everything = model(tokens, head_rows=wanted), model(tokens)
+    assert logits.shape == (2, 3, 64)
+    for b in range(2):
+        for n in range(3):
+            expected = everything[b, wanted[b, n]]
+            torch.testing.assert_close(logits[b, n], expected, atol=1e-6, rtol=0)
+
+
+# Files
+
+
+def keys_of(folder, pattern="*.safetensors"):
+    return {key: file for file in folder.glob(pattern) for key in load_file(file)}
+
+
+def edit_json(file, **changes):
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny.llama().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("limit", [10**9, 20_000])
+def test_save_and_load_bitwise(tmp_path, tied, limit):
+    eos = (3, 5) if tied else (3,)
+    changes = {"bos_token_id": 1, "eos_token_ids": eos, "max_position_embeddings": 99}
+    model = tiny.llama(tie_word_embeddings=tied, rms_norm_eps=1e-3, **changes)
+    model.save_pretrained(tmp_path / "new" / "folder", max_shard_bytes=limit)
+    folder = tmp_path / "new" / "folder"
+    loaded = Llama.from_pretrained(str(folder))
+    assert tiny.same_weights(model, loaded)
+    assert loaded.config == model.config
+    assert not list(folder.glob("*.part"))
+    expected = {f"model.{name}".replace("model.lm_head", "lm_head") for name in model.state_dict()}
+    assert set(keys_of(folder)) == expected
+    # Tied: one Parameter, and one tensor in the file.
+    assert ("lm_head.weight" in expected) == (not tied)
+    assert len(list(model.parameters())) == len(expected)
+    files = list(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if limit == 10**9:
+        assert [file.name for file in files] == ["model.safetensors"] and not index.exists()
+        return
+    content = json.loads(index.read_text())
+    assert len(files) > 2
+    assert content["weight_map"] == {key: file.name for key, file in keys_of(folder).items()}
+    assert content["metadata"]["total_size"] == 4 * sum(w.numel() for w in model.parameters())
+    for file in files:
+        assert sum(4 * tensor.numel() for tensor in load_file(file).values()) <= limit
+
+
+def test_saving_over_shards_is_what_loads_next(tmp_path):
+    tiny.llama(seed=1).save_pretrained(tmp_path, max_shard_bytes=20_000)
+    model = tiny.llama(seed=2)
+    model.save_pretrained(tmp_path)
+    assert tiny.same_weights(model, Llama.from_pretrained(tmp_path))
+
+
+def test_number_formats_convert_on_loading(tmp_path):
+    half = tiny.llama(dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    wide = Llama.from_pretrained(tmp_path)  # float32 is the default
+    assert {weight.dtype for weight in wide.parameters()} == {torch.float32}
+    assert all(
+        torch.equal(a.float(), b) for a, b in zip(half.parameters(), wide.parameters(), strict=True)
+    )
+    wide.save_pretrained(tmp_path / "wide")
+    assert tiny.same_weights(half, Llama.from_pretrained(tmp_path / "wide", dtype=torch.bfloat16))
+
+
+def test_tied_checkpoint_may_carry_a_head(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, saved / "model.safetensors")
+    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(saved))
+
+
+def test_both_forms_of_rope_config(saved):
+    old = LlamaConfig.from_directory(saved)
+    assert old.rope_scaling == tiny.LLAMA3 and old.rope_theta == 10000.0
+    both = {**tiny.LLAMA3, "rope_theta": 10000.0}
+    new_form = {"rope_scaling": ..., "rope_theta": ..., "rope_parameters": both}
+    edit_json(saved / "config.json", **new_form, torch_dtype=..., dtype="float32")
+    assert LlamaConfig.from_directory(saved) == old
+    plain = {"rope_type": "default", "rope_theta": 7.0}
+    edit_json(saved / "config.json", rope_parameters=plain)
+    config = LlamaConfig.from_directory(saved)
+    assert config.rope_scaling is None and config.rope_theta == 7.0
+
+
+@pytest.mark.parametrize(
+    "config, generation, expected",
+    [
+        (7, ..., (7,)),
+        ([7, 8], ..., (7, 8)),
+        (None, ..., ()),
+        (7, [7, 9], (7, 9)),  # generation_config.json knows all stop tokens of an Instruct model
+        ([7, 8], 9, (9,)),
+    ],
+)
+def test_stop_tokens(saved, config, generation, expected):
+    edit_json(saved / "config.json", eos_token_id=config)
+    edit_json(saved / "generation_config.json", eos_token_id=generation)
+    assert LlamaConfig.from_directory(saved).eos_token_ids == expected
+    (saved / "generation_config.json").unlink()
+    expected = () if config is None else (config,) if config == 7 else tuple(config)
+    assert LlamaConfig.from_directory(saved).eos_token_ids == expected
+
+
+def test_absent_head_dim_and_kv_heads(saved):
+    edit_json(saved / "config.json", head_dim=..., num_key_value_heads=...)
+    config = LlamaConfig.from_directory(saved)
+    assert (config.head_dim, config.num_key_value_heads) == (8, 4)
+
+
+def test_missing_directory_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such directory"):
+        Llama.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
+        Llama.from_pretrained("nowhere")
+
+
+def test_hub_names_are_fetched_or_named(saved, monkeypatch):
+    def fetch(name, allow_patterns):
+        assert name == "owner/name"
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained("owner/name"))
+
+    def fail(name, allow_patterns):
+        raise OSError("no network\nmore of it")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(FileNotFoundError, match=r"owner/name: .*\(no network\)"):
+        Llama.from_pretrained("owner/name")
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.unlink(),
+        cut,
+        lambda file: file.write_bytes(b"not a tensor in sight" * 99),
+        lambda file: file.write_bytes(b""),
+    ],
+    ids=["missing", "truncated", "garbage", "empty"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_damaged_files_are_named(saved, name, damage):
+    damage(saved / name)
+    with pytest.raises(ValueError, match=f"{saved}/{name}"):
+        Llama.from_pretrained(saved)
+
+
+def test_damaged_shards_and_index_are_named(tmp_path):
+    tiny.llama().save_pretrained(tmp_path, max_shard_bytes=20_000)
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    cut(shard)
+    with pytest.raises(ValueError, match=str(shard)):
+        Llama.from_pretrained(tmp_path)
+    shard.unlink()
+    with pytest.raises(ValueError, match=str(shard)):
+        Llama.from_pretrained(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    cut(index)
+    with pytest.raises(ValueError, match=str(index)):
+        Llama.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hostname", "a/b", "..", ""])
+def test_index_may_only_name_files_beside_it(tmp_path, name):
+    folder = tmp_path / "inner"
+    tiny.llama().save_pretrained(tmp_path)  # a readable checkpoint one level up
+    tiny.llama().save_pretrained(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(ValueError, match=str(folder)):
+        Llama.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": ...}, "model_type is None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": ...}, "hidden_size"),
+        ({"num_attention_heads": ...}, "num_attention_heads"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unreadable_configs_are_named(saved, changes, message):
+    edit_json(saved / "config.json", **changes)
+    with pytest.raises(ValueError, match=f"{saved}/config.json.*{message}"):
+        Llama.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda t: t.pop("model.norm.weight"), "model.norm.weight"),
+        (lambda t: t.update({"model.layers.2.extra": torch.ones(1)}), "model.layers.2.extra"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(1)}), r"model.norm.weight .*\(1,\)"),
+    ],
+    ids=["missing", "surplus", "misshapen"],
+)
+def test_wrong_tensors_are_named(saved, edit, message):
+    tensors = load_file(saved / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{saved}.*{message}"):
+        Llama.from_pretrained(saved)
