@@ -84,7 +84,7 @@ def optimize_masks(
     device = model.embed_tokens.weight.device
     batch = pack(prompts, reasonings, delimiters, answers, device)
     dtype = torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
-    mask = (config.init * batch.region).to(dtype).requires_grad_()  # H = c
+    mask = (config.init * batch.region.to(dtype)).requires_grad_()  # H = c
     optimizer = torch.optim.AdamW(
         [mask], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -123,7 +123,7 @@ def answer_loss(model: Llama, batch: Batch, additive: torch.Tensor) -> torch.Ten
     logits = model(batch.tokens, mask=full[:, None], head_rows=batch.answer_rows)  # (B, A, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     nll = F.cross_entropy(logits.transpose(1, 2), batch.answers, reduction="none")  # (B, A)
-    return (nll * batch.answer_weights).sum(1)
+    return (nll * batch.answer_weights.to(nll.dtype)).sum(1)
 
 
 def pack(prompts, reasonings, delimiters, answers, device) -> Batch:
@@ -168,7 +168,7 @@ def pack(prompts, reasonings, delimiters, answers, device) -> Batch:
         inside=is_row[:, :, None] & is_column[:, None, :] & causal,
         answer_rows=(first[:, None] + step).where(used, 0),
         answers=pad(answers, device),
-        answer_weights=used / A[:, None],
+        answer_weights=used.double() / A[:, None],
     )
 
 

@@ -88,10 +88,11 @@ def choose(logits, uniform, temperature) -> torch.Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
-    # right=True: the first token whose cumulative exceeds u, never one of probability zero.
+    # right=True: the first token whose cumulative exceeds u, never one of probability zero. When u
+    # rounds to 1, the last token with a probability.
     target = uniform[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return token.clamp(max=logits.shape[-1] - 1)
+    return torch.minimum(token, (cumulative < cumulative[:, -1:]).sum(-1))
 
 
 def until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
@@ -166,7 +167,8 @@ def policy_loss(
         log_ratio, weights = difference, mask / counts.clamp(min=1)[:, None]
     else:
         raise ValueError(f"ratio {ratio!r}: choose sequence or token")
-    ratios = log_ratio.exp()  # (B, 1) or (B, C)
+    # Beyond e^20 either the clip or the next batch decides; exp would overflow into nan gradients.
+    ratios = log_ratio.clamp(max=20).exp()  # (B, 1) or (B, C)
     advantages = advantages[:, None]
     unclipped = ratios * advantages
     clipped = ratios.clamp(1 - clip_eps, 1 + clip_eps) * advantages
@@ -249,4 +251,5 @@ def update_policy(
         if sweep == 0:
             result["gradient_norm"] = norm.item()
         optimizer.step()
+    optimizer.zero_grad()  # gradients would take memory from the next sampling
     return result

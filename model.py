@@ -64,13 +64,19 @@ class LlamaConfig:
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
             raise ValueError(f"{path}: rope type {rope_type!r}; only default and llama3 are known")
+        if raw.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"{path}: hidden_act is {raw['hidden_act']!r}; only silu is known")
+        for key in LLAMA3_ROPE_KEYS if rope_type == "llama3" else ():
+            if not isinstance(rope.get(key), int | float):
+                raise ValueError(f"{path}: llama3 rope scaling needs the number {key}")
         for flag in ("attention_bias", "mlp_bias", "quantization_config"):
             if raw.get(flag):
                 raise ValueError(f"{path}: {flag} is set; this Llama has no such weights")
         eos = raw.get("eos_token_id")
         generation_path = directory / "generation_config.json"
         if generation_path.exists():
-            eos = read_json(generation_path).get("eos_token_id", eos)
+            stops = read_json(generation_path).get("eos_token_id")
+            eos = eos if stops is None else stops
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         try:
             heads = raw["num_attention_heads"]
@@ -120,6 +126,14 @@ class LlamaConfig:
         }
 
 
+LLAMA3_ROPE_KEYS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+
+
 def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
     """Angle per position of each rotated pair, float32 (head_dim / 2,), with llama3 scaling.
 
@@ -131,10 +145,7 @@ def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
     frequencies = config.rope_theta ** -(even / config.head_dim)
     if config.rope_scaling is None:
         return frequencies
-    factor = config.rope_scaling["factor"]
-    low = config.rope_scaling["low_freq_factor"]
-    high = config.rope_scaling["high_freq_factor"]
-    context = config.rope_scaling["original_max_position_embeddings"]
+    factor, low, high, context = (config.rope_scaling[key] for key in LLAMA3_ROPE_KEYS)
     turns = context * frequencies / (2 * math.pi)  # full turns within the original context
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / factor)
@@ -282,13 +293,15 @@ class Llama(nn.Module):
         tokens (B, S) int64, right-padded. mask: additive, finite, float, (S, S), (B, 1, S, S) or
         (B, heads, S, S), on top of the causal one; with a cache its last size is the keys so far.
         A three-dimensional mask is refused, since it would broadcast over heads, not rollouts.
-        cache: a KVCache, read and written; positions (B, S) then say where each token stands
-        (default: 0, 1, 2, ...). head_rows (B, N) int64: only these rows go through the output
-        head. Returns logits (B, S, V), or (B, N, V), in the model's dtype. Raises ValueError for a
-        mask of another shape.
+        cache: a KVCache, read and written, whose length the caller has raised to cover these
+        tokens; positions (B, S) then say where each token stands (default: 0, 1, 2, ...).
+        head_rows (B, N) int64: only these rows go through the output head. Returns logits
+        (B, S, V), or (B, N, V), in the model's dtype. Raises ValueError for a mask of another
+        shape.
         """
         batch, length = tokens.shape
-        check_mask(mask, batch, self.config.num_attention_heads, length)
+        keys = cache.length if cache else length
+        check_mask(mask, batch, self.config.num_attention_heads, length, keys)
         if self.frequencies.device != tokens.device:
             self.frequencies = self.frequencies.to(tokens.device)
         if positions is None:
@@ -299,7 +312,7 @@ class Llama(nn.Module):
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         visible = None
         if mask is not None or cache is not None:
-            key_positions = torch.arange(cache.length if cache else length, device=tokens.device)
+            key_positions = torch.arange(keys, device=tokens.device)
             visible = key_positions <= positions[:, None, :, None]  # (B, 1, S, K)
         for layer in self.layers:
             x = layer(x, cos, sin, visible, mask, cache, positions)
@@ -370,25 +383,27 @@ class Llama(nn.Module):
             save_file(tensors, directory / f"{name}.part", metadata={"format": "pt"})
             os.chmod(directory / f"{name}.part", 0o644)  # safetensors makes it the owner's alone
             os.replace(directory / f"{name}.part", directory / name)
+        index_path = directory / "model.safetensors.index.json"
+        index_path.unlink(missing_ok=True)  # an older save's index would be preferred on loading
         if len(shards) > 1:
             total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
             where = {key: name for name, s in zip(names, shards, strict=True) for key in s}
             index = {"metadata": {"total_size": total}, "weight_map": where}
-            write_json(directory / "model.safetensors.index.json", index)
+            write_json(index_path, index)
         config = self.config.to_json(next(self.parameters()).dtype)
         write_json(directory / "config.json", config)
         stops = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
         write_json(directory / "generation_config.json", stops)
 
 
-def check_mask(mask, batch: int, heads: int, length: int) -> None:
+def check_mask(mask, batch: int, heads: int, length: int, keys: int) -> None:
     """Refuse a mask that would broadcast into something other than what it says."""
     if mask is None:
         return
-    rows_fit = mask.dim() in (2, 4) and mask.shape[-2] == length
+    fits = mask.dim() in (2, 4) and mask.shape[-2:] == (length, keys)
     if mask.dim() == 4:
-        rows_fit = rows_fit and mask.shape[0] == batch and mask.shape[1] in (1, heads)
-    if not rows_fit:
+        fits = fits and mask.shape[0] == batch and mask.shape[1] in (1, heads)
+    if not fits:
         raise ValueError(
             f"mask of shape {tuple(mask.shape)} does not fit {batch} sequences of {length} tokens: "
             "give (S, S), (B, 1, S, S) or (B, heads, S, S)"

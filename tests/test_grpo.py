@@ -379,12 +379,15 @@ def test_micro_batches_do_not_change_the_update(ratio):
         assert result == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
-def test_one_pass_is_one_gradient_step_on_the_mean_over_rollouts():
-    model, result = updated(tiny.llama(), passes=1)
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_one_pass_is_one_gradient_step_on_the_mean_over_rollouts(ratio):
+    model, result = updated(tiny.llama(), passes=1, ratio=ratio)
     by_hand = tiny.llama()
     terms = []
     for prompt, completion, advantage in zip(EIGHT, COMPLETIONS, ADVANTAGES, strict=True):
-        terms.append(-advantage * token_logprobs(by_hand, [prompt], [completion])[0].sum() / 8)
+        logprob = token_logprobs(by_hand, [prompt], [completion])[0].sum()
+        share = 1 if ratio == "sequence" else len(completion)
+        terms.append(-advantage * logprob / share / 8)
     sum(terms).backward()
     with torch.no_grad():
         gradients = [weight.grad for weight in by_hand.parameters()]
@@ -432,7 +435,7 @@ def test_first_pass_ratio_is_exactly_one():
 
 
 def test_second_pass_moves_on_and_clips():
-    start, (first, _) = tiny.llama(), updated(tiny.llama(), passes=1)
+    start, (first, first_result) = tiny.llama(), updated(tiny.llama(), passes=1)
     second, result = updated(tiny.llama(), passes=2)
     assert apart(first, second) > 1e-3
     ratios, clipped = [], 0
@@ -448,6 +451,8 @@ def test_second_pass_moves_on_and_clips():
         (-advantage * ratios[-1] * logprob / 8).backward()
     assert 2 <= clipped <= 6
     assert (result["clipped"], result["counted"]) == (clipped, 8)
+    assert result["gradient_norm"] == first_result["gradient_norm"]  # of the first pass
+    assert result["loss"] == first_result["loss"]
     assert result["ratio_max"] == pytest.approx(max(ratios), rel=1e-4)
     assert result["ratio_min"] == pytest.approx(min(ratios), rel=1e-4)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import KVCache, Llama, LlamaConfig, rope_frequencies
+from model import KVCache, Llama, LlamaConfig, masked_attention, rope_frequencies
 from tests import tiny
 
 LAYOUTS = {
@@ -166,6 +166,30 @@ def test_bf16_keeps_the_angles_in_float32():
     assert model.frequencies.dtype == torch.float32 and torch.equal(model.frequencies, before)
     (row,) = tiny.ids(1, 8)
     assert full(model, row).dtype == torch.bfloat16
+
+
+def bf16(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+@torch.no_grad()
+def test_bf16_norm_rounds_before_the_weight():
+    norm = tiny.llama(dtype=torch.bfloat16).norm
+    x = bf16(64, 32, seed=1)
+    scale = 1 / (x.float() ** 2).mean(1, keepdim=True).add(1e-5).sqrt()
+    torch.testing.assert_close(norm(x), (x * scale).bfloat16() * norm.weight, atol=0, rtol=0)
+    # What it would be otherwise: the order shows in many elements.
+    assert ((x * scale * norm.weight.float()).bfloat16() != norm(x)).float().mean() > 0.1
+
+
+def test_bf16_softmax_is_taken_in_float32():
+    query, key, value = (bf16(1, 2, 40, 10, seed=n) * 3 for n in (2, 3, 4))
+    out = masked_attention(query, key, value, torch.ones(40, 40).tril().bool(), None)
+    scores = (query @ key.transpose(2, 3)).float() * 10**-0.5
+    scores = scores + torch.full((40, 40), -torch.inf).triu(1)
+    expected = (scores.exp() / scores.exp().sum(-1, keepdim=True)).bfloat16() @ value
+    assert out.dtype == torch.bfloat16
+    assert (out == expected).float().mean() > 0.98
 
 
 # The mask

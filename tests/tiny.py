@@ -60,4 +60,4 @@ def ids(seed, *lengths, vocab=64) -> list[list[int]]:
 
 def same_weights(one, other) -> bool:
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    return all(a == b and x.dtype == y.dtype and torch.equal(x, y) for (a, x), (b, y) in pairs)
