@@ -155,6 +155,11 @@ def train(config: Config) -> None:
         return summary
 
     before = evaluate_heldout(0, config.eval_problems, "before")
+    if before["pass@1"] < 0.05:
+        ranks.say(
+            f"note: {config.model} gets nearly all of {config.dataset} wrong, so few groups will "
+            "differ in outcome and the outcome reward has little to teach"
+        )
     for step in range(steps):
         bar = Progress(f"update {step + 1}/{steps}", ranks)
         clock = [time.time()]
