@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from model import Llama
+from model import Llama, at_least_float32, right_pad
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def optimize_masks(
     """
     device = model.embed_tokens.weight.device
     batch = pack(prompts, reasonings, delimiters, answers, device)
-    dtype = torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
+    dtype = at_least_float32(model.embed_tokens.weight[:0]).dtype
     mask = (config.init * batch.region.to(dtype)).requires_grad_()  # H = c
     optimizer = torch.optim.AdamW(
         [mask], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
@@ -121,8 +121,8 @@ def answer_loss(model: Llama, batch: Batch, additive: torch.Tensor) -> torch.Ten
     full = full.gather(2, batch.column_index[:, None, :].expand(batch.inside.shape))  # (B, S, S)
     full = full.masked_fill(~batch.inside, 0.0)
     logits = model(batch.tokens, mask=full[:, None], head_rows=batch.answer_rows)  # (B, A, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    nll = F.cross_entropy(logits.transpose(1, 2), batch.answers, reduction="none")  # (B, A)
+    logits = at_least_float32(logits).transpose(1, 2)  # (B, V, A)
+    nll = F.cross_entropy(logits, batch.answers, reduction="none")  # (B, A)
     return (nll * batch.answer_weights.to(nll.dtype)).sum(1)
 
 
@@ -146,7 +146,7 @@ def pack(prompts, reasonings, delimiters, answers, device) -> Batch:
         [*prompt, *reasoning, *delimiter, *answer[:-1]]
         for prompt, reasoning, delimiter, answer in zip(*parts.values(), strict=True)
     ]
-    tokens = pad(sequences, device)  # (B, S)
+    tokens, _ = right_pad(sequences, device)  # (B, S)
     position = torch.arange(tokens.shape[1], device=device)  # (S,)
     row, column = (torch.arange(int(n.max()), device=device) for n in (R, T))
     region = (row[:, None] >= column) & (row < R[:, None])[:, :, None]
@@ -167,15 +167,9 @@ def pack(prompts, reasonings, delimiters, answers, device) -> Batch:
         column_index=column_index,
         inside=is_row[:, :, None] & is_column[:, None, :] & causal,
         answer_rows=(first[:, None] + step).where(used, 0),
-        answers=pad(answers, device),
+        answers=right_pad(answers, device)[0],
         answer_weights=used.double() / A[:, None],
     )
-
-
-def pad(rows, device) -> torch.Tensor:
-    """Ragged lists of ids as one (B, longest) int64 tensor; the padding, id 0, is never seen."""
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
 
 
 @contextmanager

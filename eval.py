@@ -1,7 +1,7 @@
 """Evaluation: what a checkpoint answers, and what its reasoning is made of (Table 1).
 
     python eval.py --model data/micro                          # held-out problems of the micro task
-    python eval.py --model runs/micro/checkpoint --compare data/micro --limit 300
+    python eval.py --model runs/NAME/checkpoint --compare data/micro --limit 300
     python eval.py --model meta-llama/Llama-3.2-3B-Instruct --dataset gsm8k --limit 500
 
 Every problem is sampled `--samples` times at temperature 1 (the paper: four). pass@k is the chance
@@ -16,21 +16,21 @@ scored against that truth: AUROC per trace, one correct trace a question, ties a
 import argparse
 import json
 import math
+import os
 import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import spacy
-import torch
-from tqdm import tqdm
 
 from atman import MaskConfig, optimize_masks, token_saliency
 from data import DATASETS, instruction, load_problems, micro_task
 from data.prompts import Tokenizer
-from data.traces import gold_tail, reasoning_spans, same_number, split_trace
+from data.traces import gold_tail, reasoning_spans, split_trace
 from grpo import generate
 from model import Llama, checkpoint_directory
+from ranks import Progress, pick_device
 
 OPERATORS = set("+-*/=<>^%×÷−±≤≥≠≈")  # what blank English, without a tagger, counts as a symbol
 
@@ -77,12 +77,11 @@ def evaluate(
                     "question": problem.question,
                     "gold": problem.answer,
                     "sample": sample,
-                    "text": tokenizer.decode(trace.reasoning),
+                    "text": trace.reasoning_text,
                     "reasoning": trace.reasoning,
                     "completion": completion,
                     "number": trace.number,
-                    # paper silent: a rollout cut at the limit is wrong, whatever it holds.
-                    "correct": same_number(trace.number, problem.answer) and not trace.truncated,
+                    "correct": trace.correct(problem.answer),
                     "truncated": trace.truncated,
                     "no_delimiter": not trace.delimiter,
                 }
@@ -137,8 +136,10 @@ def load_spacy(name: str | None):
 def summarize(records: list[dict], pipeline) -> dict:
     """Table 1 from evaluate's records: pass@1, pass@k, mean lengths in tokens, word shares."""
     by_problem: dict[str, list[bool]] = {}
+    lengths: dict[str, list[int]] = {}
     for record in records:
         by_problem.setdefault(record["id"], []).append(record["correct"])
+        lengths.setdefault(record["id"], []).append(len(record["reasoning"]))
     samples = min(len(row) for row in by_problem.values())
     k = min(4, samples)
     words = word_counts([record["text"] for record in records], pipeline)
@@ -150,6 +151,7 @@ def summarize(records: list[dict], pipeline) -> dict:
     summary["pass@1"] = mean(mean(row) for row in by_problem.values())
     summary[f"pass@{k}"] = mean(pass_at_k(len(r), sum(r), k) for r in by_problem.values())
     summary["tokens"] = mean(len(record["reasoning"]) for record in records)
+    summary["tokens_spread"] = mean(np.std(row) for row in lengths.values())
     summary["spacy_tokens"] = words["tokens"] / len(records)
     for kind in ("numbers", "stop_words", "symbols"):
         summary[kind] = words[kind] / max(words["tokens"], 1)
@@ -164,6 +166,7 @@ ROWS = {  # key: (label, is a share)
     "pass@3": ("pass@3", True),
     "pass@4": ("pass@4", True),
     "tokens": ("tokens per trace", False),
+    "tokens_spread": ("  spread in a question", False),
     "spacy_tokens": ("spaCy tokens per trace", False),
     "numbers": ("numbers", True),
     "stop_words": ("stop words", True),
@@ -255,22 +258,27 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
             chosen.setdefault(record["id"], record)
     # Neighbours in length share a batch: less padding.
     chosen = sorted(chosen.values(), key=lambda record: len(record["completion"]))
-    labels, unknown, characters = [], 0, 0
+    labels, text_of_all, marks = [], "", []
     for record in chosen:
         text, spans = reasoning_spans(record["reasoning"], tokenizer)
         labels.append(np.array(micro_task.token_labels(text, record["number"], spans)))
-        marks = micro_task.label_characters(text, record["number"])
-        visible = [mark for mark, char in zip(marks, text, strict=True) if not char.isspace()]
-        unknown += visible.count(micro_task.UNRECOGNISED)
-        characters += len(visible)
-    results = {"unrecognised": unknown / max(characters, 1)}
+        marks += micro_task.label_characters(text, record["number"])
+        text_of_all += text
+    results = {"unrecognised": micro_task.unrecognised_share(text_of_all, marks)}
     masks: dict = {}  # mask and attribution are read off the same optimisation
     for name, (config, kind) in saliencies.items():
         areas = []
         for start in range(0, len(chosen), 16):
             if (config, start) not in masks:
-                masks[config, start] = optimize_records(
-                    model, tokenizer, chosen[start : start + 16], dataset, config, progress
+                rows = chosen[start : start + 16]
+                masks[config, start] = optimize_traces(
+                    model,
+                    tokenizer,
+                    [tokenizer.encode_prompt(instruction(dataset, r["question"])) for r in rows],
+                    [split_trace(r["completion"], tokenizer) for r in rows],
+                    [r["gold"] for r in rows],
+                    config,
+                    progress,
                 )
             tokens = token_saliency(masks[config, start], config, kind)
             for scores, label in zip(tokens, labels[start : start + 16], strict=True):
@@ -283,13 +291,15 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
     return results
 
 
-def optimize_records(model, tokenizer, records, dataset, config, progress=None):
-    """The masks of evaluate's records (each with a delimiter): a MaskResult."""
-    traces = [split_trace(record["completion"], tokenizer) for record in records]
-    tails = [gold_tail(t, r["gold"], tokenizer) for t, r in zip(traces, records, strict=True)]
+def optimize_traces(model, tokenizer, prompts, traces, golds, config, progress=None):
+    """The masks of sampled traces that have a delimiter: a MaskResult.
+
+    The gold answer stands in place of the sampled one, for wrong traces too (Eq. 2).
+    """
+    tails = [gold_tail(trace, gold, tokenizer) for trace, gold in zip(traces, golds, strict=True)]
     return optimize_masks(
         model,
-        [tokenizer.encode_prompt(instruction(dataset, record["question"])) for record in records],
+        prompts,
         [trace.reasoning for trace in traces],
         [delimiter for delimiter, _ in tails],
         [answer for _, answer in tails],
@@ -305,7 +315,8 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
-    parser.add_argument("--compare", nargs="*", default=[], metavar="DIR", help="more checkpoints")
+    parser.add_argument("--compare", nargs="*", default=[], metavar="DIR",
+                        help="checkpoints to compare it with, first in the table")  # fmt: skip
     parser.add_argument("--dataset", choices=DATASETS, default="micro", help="which problems")
     parser.add_argument("--split", default="heldout", choices=("train", "heldout", "hard"),
                         help="heldout is GSM8K's test file; hard is the micro task's")  # fmt: skip
@@ -314,7 +325,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="samples per problem")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--max-new-tokens", type=int, default=None,
-                        help="longest completion (default: 256 on micro, else 1024)")  # fmt: skip
+                        help="longest completion (default: 200 on micro, else 1024)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=256, help="samples decoded together")
     parser.add_argument("--auroc-traces", type=int, default=64,
                         help="micro task: traces whose saliency is scored, 0 for none")  # fmt: skip
@@ -324,12 +335,15 @@ def main() -> None:
         "--spacy-model", default=None, help="trained pipeline; default blank English"
     )
     parser.add_argument("--seed", type=int, default=0, help="of problems drawn and of sampling")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=None, help="cpu or cuda; default cuda if there is one")
     parser.add_argument("--out", default=None, metavar="DIR", help="write results.json there")
     args = parser.parse_args()
-    for flag in ("limit", "samples", "batch_size"):
-        if getattr(args, flag) < 1:
-            parser.error(f"--{flag.replace('_', '-')} must be at least 1")
+    least = {"limit": 1, "samples": 1, "batch_size": 1, "auroc_traces": 0, "seed": 0}
+    least |= {"temperature": 0, "max_new_tokens": 1, "mask_sparsity": 0}
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and not bound <= value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
     try:
         run(args)
     except (ValueError, OSError) as error:
@@ -337,37 +351,52 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    device = pick_device(args.device)
     pipeline = load_spacy(args.spacy_model)
     problems = load_problems(args.dataset, args.split, args.data_dir, args.limit, args.seed)
     limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens
+    directories = {name: checkpoint_directory(name, "--compare") for name in args.compare}
+    directories[args.model] = checkpoint_directory(args.model)
+    if args.out:  # before the work, not after it
+        make_folder(Path(args.out))
     columns, results = {}, {}
-    for name in [args.model, *args.compare]:
-        directory = checkpoint_directory(name)
+    for name, directory in directories.items():
         tokenizer = Tokenizer.from_directory(directory)
-        model = Llama.from_pretrained(directory, device=args.device)
-        with tqdm(total=len(problems) * args.samples, desc=f"sampling {name}", unit="trace") as bar:
-            records = evaluate(
-                model,
-                tokenizer,
-                problems,
-                args.dataset,
-                samples=args.samples,
-                temperature=args.temperature,
-                max_new_tokens=limit,
-                seed=args.seed,
-                batch_size=args.batch_size,
-                progress=bar.update,
-            )
+        model = Llama.from_pretrained(directory, device=device)
+        bar = Progress(name)
+        records = evaluate(
+            model,
+            tokenizer,
+            problems,
+            args.dataset,
+            samples=args.samples,
+            temperature=args.temperature,
+            max_new_tokens=limit,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=bar.phase("sampling", len(problems) * args.samples),
+        )
+        bar.close()
         columns[name] = summarize(records, pipeline)
         results[name] = {"summary": columns[name], "records": records}
         if args.dataset == "micro" and args.auroc_traces:
             results[name]["auroc"] = report_auroc(model, tokenizer, records, name, args)
     print(table(columns, pipeline))
     if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
         path = Path(args.out) / "results.json"
         path.write_text(json.dumps({"arguments": vars(args), "models": results}, indent=1))
         print(f"wrote {path}")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder to write to. ValueError naming --out when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--out {folder}: cannot be made ({reason}); name another") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {folder}: may not be written to; name another")
 
 
 def report_auroc(model, tokenizer, records, name, args) -> dict:
@@ -380,9 +409,10 @@ def report_auroc(model, tokenizer, records, name, args) -> dict:
     }
     ids = sorted({record["id"] for record in records if record["correct"]})[: args.auroc_traces]
     records = [record for record in records if record["id"] in set(ids)]
-    total = (plain.steps + sparse.steps) * len(ids)
-    with tqdm(total=total, desc="masks for AUROC", unit="step") as bar:
-        scores = map_auroc(model, tokenizer, records, args.dataset, saliencies, bar.update)
+    bar = Progress(name)
+    count = bar.phase("masks for AUROC", (plain.steps + sparse.steps) * len(ids), unit="step")
+    scores = map_auroc(model, tokenizer, records, args.dataset, saliencies, count)
+    bar.close()
     print(f"{name}: AUROC of token saliency, computing against decorating tokens "
           f"({scores['unrecognised']:.1%} of characters unrecognised and left out)")  # fmt: skip
     for key in saliencies:

@@ -2,7 +2,7 @@
 
     completions = generate(model, prompts, max_new_tokens=1024, eos_ids=eos_ids, seed=seeds)
     advantages = group_advantages(outcome + weight * saliency, group_size=8)
-    update_policy(model, optimizer, prompts, completions, advantages, config)      # Eq. 5
+    update_policy(model, optimizer, prompts, completions, advantages, passes=2)    # Eq. 5
 
 Where it departs from other GRPOs, with the paper:
 1. The advantage is reward minus group mean: no division by the standard deviation.
@@ -13,12 +13,13 @@ The loss of an on-policy pass is about 0 by construction (advantages sum to 0): 
 Shapes: B rollouts, S sequence, C completion tokens, V vocabulary.
 """
 
+import numbers
 from contextlib import nullcontext
 
 import numpy as np
 import torch
 
-from model import KVCache
+from model import KVCache, at_least_float32, right_pad
 
 
 @torch.no_grad()
@@ -34,7 +35,8 @@ def generate(
     scored later is the one that sampled.
     """
     device = model.embed_tokens.weight.device
-    seeds = [(seed, row) for row in range(len(prompts))] if isinstance(seed, int) else seed
+    one = isinstance(seed, numbers.Integral)
+    seeds = [(int(seed), row) for row in range(len(prompts))] if one else seed
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one int or one each")
     if not prompts:
@@ -61,15 +63,17 @@ def generate(
     sampled = torch.zeros(len(prompts), max_new_tokens, dtype=torch.int64, device=device)
     alive = torch.arange(len(prompts), device=device)  # rows still in the batch, by number
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # of those, past their EOS
+    reported = 0
     for step in range(max_new_tokens):
         token = choose(logits, uniforms[alive, step], temperature)
         sampled[alive, step] = token
         ended = ended | torch.isin(token, eos)
         if step % 8 == 7:  # now and then, since asking makes a GPU wait
             running = (~ended).nonzero()[:, 0]
+            if progress:  # 0 keeps a bar's clock going
+                progress(len(prompts) - len(running) - reported)
+                reported = len(prompts) - len(running)
             if 2 * len(running) <= len(alive):
-                if progress:
-                    progress(len(alive) - len(running))
                 alive, token, ended = alive[running], token[running], ended[running]
                 lengths = lengths[running]
                 cache.select(running)
@@ -79,7 +83,7 @@ def generate(
             cache.length += 1
             logits = model(token[:, None], cache=cache, positions=lengths[:, None] + step)[:, 0]
     if progress:
-        progress(len(alive))
+        progress(len(prompts) - reported)
     return [until_eos(row, set(eos_ids)) for row in sampled.tolist()]
 
 
@@ -100,13 +104,6 @@ def until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
     return row[: end + 1]
 
 
-def right_pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ragged ids as (B, longest) int64, padded with 0, and their lengths (B,)."""
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
-    return padded, torch.tensor([len(row) for row in rows], device=device)
-
-
 def token_logprobs(model, prompts, completions, temperature=1.0):
     """Log-probability of each sampled token: logprobs (B, C) float32, 0 at padding; mask (B, C).
 
@@ -123,8 +120,11 @@ def token_logprobs(model, prompts, completions, temperature=1.0):
     # The token at position p is predicted by the logits at p - 1.
     head_rows = (prompt_lengths[:, None] - 1 + step).where(mask, 0)
     logits = model(tokens, head_rows=head_rows)  # (B, C, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    logprobs = logits.log_softmax(-1).gather(2, targets[:, :, None])[:, :, 0]
+    logprobs = (
+        (at_least_float32(logits) / temperature)
+        .log_softmax(-1)
+        .gather(2, targets[:, :, None])[:, :, 0]
+    )
     return logprobs.float() * mask, mask
 
 
@@ -155,9 +155,9 @@ def policy_loss(
     logprobs, old_logprobs (B, C), advantages (B,), mask (B, C) bool. ratio `sequence`: one ratio a
     rollout, the product over its tokens, as printed; its gradient at ratio 1 is the sum over
     tokens. `token`: one ratio a token, averaged over each rollout. normalizer: number of rollouts
-    over all micro-batches and ranks, default B. stats, floats summed over rollouts that have
-    tokens: `clipped` (the share of a rollout's ratios whose gradient the clip removed) and
-    `rollouts`; and `ratio_max`, `ratio_min`.
+    over all micro-batches and ranks, default B. stats: `clipped_rows` (B floats, the share of each
+    rollout's ratios whose gradient the clip removed), `clipped` (their sum), `rollouts` (how many
+    have tokens), `ratio_max`, `ratio_min`.
     """
     difference = (logprobs - old_logprobs) * mask
     counts = mask.sum(1)  # (B,) tokens; 0 marks a row that only fills up a rank
@@ -175,8 +175,10 @@ def policy_loss(
     surrogate = (torch.minimum(unclipped, clipped) * weights).sum(1)  # (B,)
     loss = -surrogate.sum() / (normalizer or len(surrogate))  # Eq. 5
     used = ratios.detach()[weights > 0]
+    clipped_rows = ((clipped < unclipped) * weights).sum(1)  # (B,)
     stats = {
-        "clipped": ((clipped < unclipped) * weights).sum().item(),
+        "clipped_rows": clipped_rows.tolist(),
+        "clipped": clipped_rows.sum().item(),
         "rollouts": (counts > 0).sum().item(),
         "ratio_max": used.max().item() if len(used) else 1.0,
         "ratio_min": used.min().item() if len(used) else 1.0,
@@ -208,16 +210,18 @@ def update_policy(
     the sum over all micro-batches and ranks is divided by normalizer (default B * world_size) once.
     The old log-probabilities are those of the first pass itself: until its optimiser step the
     weights are the ones that sampled, and the same forward at the same shape makes the ratio
-    exactly 1. Returns floats of this rank: loss (first pass); clipped and counted (rollouts, in
-    the later passes); ratio_max, ratio_min; gradient_norm (first pass, all ranks).
+    exactly 1. Returns, of this rank: loss (first pass); clipped_rows (B floats, the share of each
+    rollout's ratios that the clip held in the last pass); ratio_max, ratio_min; and gradient_norm
+    (first pass, all ranks).
     """
     count = len(completions)
     normalizer = normalizer or count * world_size
     starts = range(0, count, micro_batch)
     old_logprobs = [None] * len(starts)
-    result = {"loss": 0.0, "clipped": 0.0, "counted": 0, "ratio_max": 1.0, "ratio_min": 1.0}
+    result = {"loss": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
     for sweep in range(passes):
         optimizer.zero_grad()
+        result["clipped_rows"] = []
         for n, start in enumerate(starts):
             rows = slice(start, start + micro_batch)
             last = n == len(starts) - 1
@@ -240,11 +244,9 @@ def update_policy(
                 (loss * world_size).backward()
             result["ratio_max"] = max(result["ratio_max"], stats["ratio_max"])
             result["ratio_min"] = min(result["ratio_min"], stats["ratio_min"])
+            result["clipped_rows"] += stats["clipped_rows"]
             if sweep == 0:
                 result["loss"] += loss.item()
-            else:
-                result["clipped"] += stats["clipped"]
-                result["counted"] += stats["rollouts"]
             if progress:
                 progress(len(completions[rows]))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or torch.inf)

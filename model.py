@@ -59,7 +59,10 @@ class LlamaConfig:
         raw = read_json(path)
         if raw.get("model_type") != "llama":
             raise ValueError(f"{path}: model_type is {raw.get('model_type')!r}; only llama is read")
-        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{path}: rope_scaling must be an object or null, not {rope!r}")
+        rope = dict(rope)
         theta = rope.pop("rope_theta", raw.get("rope_theta", 10000.0))
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
@@ -67,8 +70,8 @@ class LlamaConfig:
         if raw.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{path}: hidden_act is {raw['hidden_act']!r}; only silu is known")
         for key in LLAMA3_ROPE_KEYS if rope_type == "llama3" else ():
-            if not isinstance(rope.get(key), int | float):
-                raise ValueError(f"{path}: llama3 rope scaling needs the number {key}")
+            if not isinstance(rope.get(key), int | float) or rope[key] <= 0:
+                raise ValueError(f"{path}: llama3 rope scaling needs {key}, a number above 0")
         for flag in ("attention_bias", "mlp_bias", "quantization_config"):
             if raw.get(flag):
                 raise ValueError(f"{path}: {flag} is set; this Llama has no such weights")
@@ -78,26 +81,35 @@ class LlamaConfig:
             stops = read_json(generation_path).get("eos_token_id")
             eos = eos if stops is None else stops
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        try:
-            heads = raw["num_attention_heads"]
-            return cls(
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=raw.get("num_key_value_heads") or heads,
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                rope_theta=theta,
-                rope_scaling=rope if rope_type == "llama3" else None,
-                max_position_embeddings=raw.get("max_position_embeddings", 2048),
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                bos_token_id=raw.get("bos_token_id"),
-                eos_token_ids=eos_ids,
-            )
-        except KeyError as missing:
-            raise ValueError(f"{path}: the key {missing} is missing") from None
+
+        def whole(key: str, default=None) -> int:
+            value = raw.get(key) or default
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{path}: {key} must be a whole number above 0, not {value!r}")
+            return value
+
+        for key, value in {"rope_theta": theta, "rms_norm_eps": raw.get("rms_norm_eps")}.items():
+            if value is not None and not isinstance(value, int | float):
+                raise ValueError(f"{path}: {key} must be a number, not {value!r}")
+        vocab_size, heads = whole("vocab_size"), whole("num_attention_heads")
+        if not all(isinstance(token, int) and 0 <= token < vocab_size for token in eos_ids):
+            raise ValueError(f"{directory}: eos_token_id {eos!r} is not in the vocabulary")
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=whole("hidden_size"),
+            intermediate_size=whole("intermediate_size"),
+            num_hidden_layers=whole("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=whole("num_key_value_heads", heads),
+            head_dim=whole("head_dim", whole("hidden_size") // heads),
+            rms_norm_eps=raw.get("rms_norm_eps") or 1e-6,
+            rope_theta=theta or 10000.0,
+            rope_scaling=rope if rope_type == "llama3" else None,
+            max_position_embeddings=whole("max_position_embeddings", 2048),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            bos_token_id=raw.get("bos_token_id"),
+            eos_token_ids=eos_ids,
+        )
 
     def to_json(self, dtype: torch.dtype) -> dict:
         """config.json as transformers and vLLM read it."""
@@ -384,7 +396,10 @@ class Llama(nn.Module):
             os.chmod(directory / f"{name}.part", 0o644)  # safetensors makes it the owner's alone
             os.replace(directory / f"{name}.part", directory / name)
         index_path = directory / "model.safetensors.index.json"
-        index_path.unlink(missing_ok=True)  # an older save's index would be preferred on loading
+        index_path.unlink(missing_ok=True)
+        for path in directory.glob("model*.safetensors"):  # an older save's, which a reader may
+            if path.name not in names:  # take for the weights
+                path.unlink()
         if len(shards) > 1:
             total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
             where = {key: name for name, s in zip(names, shards, strict=True) for key in s}
@@ -396,17 +411,27 @@ class Llama(nn.Module):
         write_json(directory / "generation_config.json", stops)
 
 
+def right_pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged lists of ids as forward takes them: (B, longest) int64, and their lengths (B,).
+
+    The padding, id 0, stands in every token's future and is never seen.
+    """
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    padded = nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
+    return padded, torch.tensor([len(row) for row in rows], device=device)
+
+
 def check_mask(mask, batch: int, heads: int, length: int, keys: int) -> None:
     """Refuse a mask that would broadcast into something other than what it says."""
     if mask is None:
         return
-    fits = mask.dim() in (2, 4) and mask.shape[-2:] == (length, keys)
+    fits = mask.is_floating_point() and mask.dim() in (2, 4) and mask.shape[-2:] == (length, keys)
     if mask.dim() == 4:
         fits = fits and mask.shape[0] == batch and mask.shape[1] in (1, heads)
     if not fits:
         raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not fit {batch} sequences of {length} tokens: "
-            "give (S, S), (B, 1, S, S) or (B, heads, S, S)"
+            f"mask of shape {tuple(mask.shape)} and {mask.dtype} does not fit {batch} sequences of "
+            f"{length} tokens: give (S, S), (B, 1, S, S) or (B, heads, S, S) in a float format"
         )
 
 
@@ -415,17 +440,17 @@ def file_key(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def checkpoint_directory(path_or_repo) -> Path:
+def checkpoint_directory(path_or_repo, flag: str = "--model") -> Path:
     """The local directory of a checkpoint; a hub name (owner/name) is downloaded first.
 
-    Raises FileNotFoundError saying what was tried and what to do.
+    Raises FileNotFoundError naming the flag, what was tried and what to do.
     """
     if Path(path_or_repo).is_dir():
         return Path(path_or_repo)
     name = str(path_or_repo)
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise FileNotFoundError(
-            f"--model {name}: no such directory; give a checkpoint directory or a hub name such as "
+            f"{flag} {name}: no such directory; give a checkpoint directory or a hub name such as "
             "meta-llama/Llama-3.2-3B-Instruct"
         )
     from huggingface_hub import snapshot_download
@@ -435,7 +460,7 @@ def checkpoint_directory(path_or_repo) -> Path:
     except Exception as error:  # the hub's many errors all mean: not here, and this is why
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"--model {name}: neither a directory here nor loadable from the hub ({reason}); "
+            f"{flag} {name}: neither a directory here nor loadable from the hub ({reason}); "
             "download the checkpoint elsewhere and give its directory"
         ) from None
 
@@ -456,7 +481,9 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error})") from None
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); fetch the checkpoint again"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return content

@@ -10,11 +10,13 @@ With one process every method does nothing, so the training loop reads as if the
 
 import json
 import os
+import time
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,16 @@ class Ranks:
 
     @classmethod
     def start(cls, device: str | None) -> "Ranks":
-        """Read torchrun's environment; device: cpu or cuda, default cuda where there is one."""
+        """Read torchrun's environment; ValueError for a device that is not here."""
         world_size = int(os.environ.get("WORLD_SIZE", 1))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cuda":
-            if not torch.cuda.is_available():
-                raise ValueError("--device cuda: this PyTorch sees no GPU; use --device cpu")
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = pick_device(device)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
         if world_size == 1:
-            return cls(0, 1, torch.device(device))
-        dist.init_process_group("gloo" if device == "cpu" else "nccl")
-        return cls(dist.get_rank(), world_size, torch.device(device))
+            return cls(0, 1, device)
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+        return cls(dist.get_rank(), world_size, device)
 
     def stop(self) -> None:
         """Leave together: a rank that exits early can abort the others."""
@@ -68,3 +68,43 @@ class Ranks:
         dist.all_gather(parts, payload)
         texts = [bytes(part[: int(n)].tolist()) for part, n in zip(parts, sizes, strict=True)]
         return [row for text in texts for row in json.loads(text)]
+
+
+def pick_device(name: str | None) -> torch.device:
+    """cpu, cuda or cuda:N; None is cuda where there is one. ValueError for one that is not here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    known = name == "cpu" or (kind == "cuda" and (index.isdecimal() or name == "cuda"))
+    if not known or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        raise ValueError(f"--device {name}: not on this machine, which has {here}")
+    return torch.device(name)
+
+
+class Progress:
+    """One progress bar at a time, for the phases of a job one after the other; rank 0's only."""
+
+    def __init__(self, label: str, silent: bool = False):
+        self.label, self.silent, self.bar = label, silent, None
+
+    def phase(self, name: str, total: int, unit: str = "rollout"):
+        """Start a phase of `total` units; returns the function that counts them."""
+        self.close()
+        bar = self.bar = tqdm(
+            total=total, desc=f"{self.label}: {name}", unit=unit, leave=False, disable=self.silent
+        )
+        shown = time.time()
+
+        def count(done: int) -> None:
+            nonlocal shown
+            bar.update(done)
+            if time.time() - shown > 2:  # keep the clock going where nothing ends for a while
+                bar.refresh()
+                shown = time.time()
+
+        return count
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

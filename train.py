@@ -11,12 +11,15 @@ metrics.jsonl (a line per update and per evaluation), samples.jsonl, curves.png 
 
 Departures from section 3.4, beyond those in atman.py and grpo.py:
 1. paper silent: AdamW without weight decay and without gradient clipping updates the policy.
-2. Rollouts are dealt over the ranks one by one, not whole questions, so any number of ranks works.
+2. Rollouts are dealt over the ranks in equal blocks, which need not be whole questions, so that
+   any number of ranks works.
 """
 
 import argparse
 import dataclasses
 import json
+import math
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,20 +27,21 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from atman import MaskConfig, optimize_masks, rollout_saliency
+from atman import MaskConfig, rollout_saliency
 from data import DATASETS, Problem, instruction, load_problems
 from data.prompts import Tokenizer
-from data.traces import Trace, gold_tail, same_number, split_trace
-from eval import curves, evaluate, load_spacy, summarize, table
+from data.traces import Trace, split_trace
+from eval import curves, evaluate, load_spacy, make_folder, optimize_traces, summarize, table
 from grpo import generate, group_advantages, outcome_reward, update_policy
 from model import Llama, checkpoint_directory
-from ranks import Ranks
+from ranks import Progress, Ranks
 
 
-def option(default, help, choices=None):  # noqa: A002
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help, choices=None, least=None, above=None):  # noqa: A002
+    """A setting with its help; least and above bound it."""
+    metadata = {"help": help, "choices": choices, "least": least, "above": above}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -48,53 +52,71 @@ class Config:
     model: str = option("data/micro", "checkpoint directory or hub name")
     dataset: str = option("micro", "which problems", tuple(DATASETS))
     data_dir: str | None = option(None, "folder with the dataset's files")
-    out: str | None = option(None, "the run's folder (default: runs/ and the time of day)")
-    seed: int = option(0, "of the order of questions and of sampling")
-    device: str | None = option(None, "cpu or cuda (default: cuda where there is one)")
+    out: str | None = option(None, "the run's folder; default: runs/ and the date and time")
+    seed: int = option(0, "of the order of questions and of sampling", least=0)
+    device: str | None = option(None, "cpu or cuda; default: cuda where there is one")
     # the reward
     saliency: str = option("attribution", "saliency reward", ("mask", "attribution", "none"))
-    saliency_weight: float = option(0.3, "weight of the saliency reward beside the outcome")
+    saliency_weight: float = option(1.0, "weight of the saliency reward", least=0)
     saliency_sign: str = option("restored", "sign of the mask saliency", ("restored", "literal"))
     saliency_reduction: str = option(
         "mean", "attribution of a trace as one number", ("even", "mean", "share", "sum")
     )
     gate_saliency: bool = option(False, "pay saliency to correct rollouts only")
-    # the mask (section 3.4)
-    mask_steps: int = option(5, "optimisation steps per mask")
-    mask_lr: float = option(0.04, "rate of those steps: 0.2 / steps goes as far as the paper's")
-    mask_init: float = option(-0.4, "c, where the mask starts")
-    mask_scale: float = option(10.0, "factor on the mask inside the attention scores")
-    mask_sparsity: float = option(0.0, "lambda, what re-enabling an entry costs")
-    mask_batch: int = option(16, "rollouts per mask optimisation, sorted by length")
+    # the mask
+    mask_steps: int = option(5, "optimisation steps per mask", least=1)
+    mask_lr: float | None = option(None, "rate of those steps; default: 0.2 / steps", above=0)
+    mask_init: float = option(-0.4, "c, where the mask starts; below 0")
+    mask_scale: float = option(10.0, "factor on the mask in the attention scores", above=0)
+    mask_sparsity: float = option(0.0, "lambda, what re-enabling an entry costs", least=0)
+    mask_batch: int = option(16, "rollouts per mask optimisation, sorted by length", least=1)
     # the policy update
-    questions: int = option(16, "questions per update, over all ranks")
-    rollouts: int = option(8, "rollouts per question")
-    passes: int = option(2, "optimiser steps per batch of rollouts")
-    micro_batch: int = option(16, "rollouts per forward of the policy update")
-    lr: float = option(6e-5, "rate of the policy update, constant")
-    clip_eps: float = option(0.2, "clipping range of the ratio")
+    questions: int = option(16, "questions per update, over all ranks", least=1)
+    rollouts: int = option(8, "rollouts per question", least=2)
+    passes: int = option(2, "optimiser steps per batch of rollouts", least=1)
+    micro_batch: int = option(16, "rollouts per forward of the policy update", least=1)
+    lr: float = option(2e-4, "rate of the policy update, constant", above=0)
+    clip_eps: float = option(0.2, "clipping range of the ratio", above=0)
     ratio: str = option("sequence", "ratio over the sequence or per token", ("sequence", "token"))
-    temperature: float = option(1.0, "of the rollouts")
-    max_new_tokens: int = option(200, "longest rollout in tokens; longer ones are cut and wrong")
-    epochs: int = option(1, "passes over the questions, unless --steps says less")
-    steps: int | None = option(40, "number of updates (default of paper: as --epochs gives)")
+    temperature: float = option(1.0, "of the rollouts; the policy is scored at the same", above=0)
+    max_new_tokens: int = option(200, "longest rollout; longer ones are cut and wrong", least=1)
+    steps: int | None = option(
+        40, "number of updates; where none is set, --epochs gives it", least=0
+    )
+    epochs: int | None = option(None, "passes over the questions, in place of --steps", least=1)
     # evaluation
-    eval_problems: int = option(300, "held-out problems before and after training")
-    eval_samples: int = option(4, "samples per held-out problem")
-    eval_every: int = option(10, "updates between evaluations in between, 0 for none")
-    eval_every_problems: int = option(64, "held-out problems of an evaluation in between")
-    spacy_model: str | None = option(None, "trained spaCy pipeline; default blank English")
+    eval_problems: int = option(300, "held-out problems before and after training", least=1)
+    eval_samples: int = option(4, "samples per held-out problem", least=1)
+    eval_batch: int = option(256, "samples decoded together, per rank", least=1)
+    eval_every: int = option(10, "updates between evaluations in between, 0 for none", least=0)
+    eval_every_problems: int = option(64, "held-out problems of those evaluations", least=1)
+    spacy_model: str | None = option(None, "trained spaCy pipeline; default: blank English")
+
+    def mask(self) -> MaskConfig:
+        """The mask optimisation's part. paper silent: fewer steps go as far, at a larger rate."""
+        return MaskConfig(
+            init=self.mask_init,
+            scale=self.mask_scale,
+            steps=self.mask_steps,
+            lr=self.mask_lr or 0.2 / self.mask_steps,
+            sparsity=self.mask_sparsity,
+        )
 
 
 PRESETS = {
     "micro": {},  # the defaults above
-    "paper": {  # every number of section 3.4
+    "paper": {  # every number of section 3.4, whatever the defaults above become
         "model": "meta-llama/Llama-3.2-3B-Instruct",
         "dataset": "gsm8k",
         "saliency": "mask",
         "saliency_weight": 1.0,
+        "saliency_sign": "restored",
+        "gate_saliency": False,
         "mask_steps": 200,
         "mask_lr": 1e-3,
+        "mask_init": -0.4,
+        "mask_scale": 10.0,
+        "mask_sparsity": 0.0,
         "mask_batch": 8,
         "questions": 8,
         "rollouts": 8,
@@ -102,10 +124,13 @@ PRESETS = {
         "micro_batch": 2,
         "lr": 8e-7,
         "clip_eps": 0.2,
+        "ratio": "sequence",
+        "temperature": 1.0,
         "max_new_tokens": 1024,
-        "epochs": 5,
         "steps": None,
+        "epochs": 5,
         "eval_problems": 500,
+        "eval_batch": 32,
         "eval_every": 100,
         "eval_every_problems": 100,
     },
@@ -120,7 +145,7 @@ class Rollout:
     prompt: list[int]
     completion: list[int]
     trace: Trace
-    correct: bool
+    outcome: float  # Eq. 4
 
 
 def train(config: Config) -> None:
@@ -139,7 +164,7 @@ def train(config: Config) -> None:
         raise ValueError(f"--questions {config.questions}: there are {len(problems)} to train on")
     spacy_pipeline = load_spacy(config.spacy_model)
     steps = config.steps
-    if steps is None:
+    if config.epochs is not None:
         steps = config.epochs * (len(problems) // config.questions)
     log = Log(config, ranks)
     ranks.say(
@@ -161,16 +186,16 @@ def train(config: Config) -> None:
             "differ in outcome and the outcome reward has little to teach"
         )
     for step in range(steps):
-        bar = Progress(f"update {step + 1}/{steps}", ranks)
+        bar = Progress(f"update {step + 1}/{steps}", silent=ranks.rank > 0)
         clock = [time.time()]
         questions = draw_questions(problems, config, step)
 
-        rollouts = sample_rollouts(model, tokenizer, questions, config, step, ranks, bar)
+        rollouts = sample_rollouts(model, tokenizer, questions, config, step, ranks, bar)  # Eq. 4
         clock.append(time.time())
         saliency = saliency_rewards(model, tokenizer, rollouts, config, bar)  # Eq. 2, 3
         clock.append(time.time())
         facts = ranks.gather([describe(r, s) for r, s in zip(rollouts, saliency, strict=True)])
-        outcome = torch.tensor([outcome_reward(fact["correct"]) for fact in facts])  # Eq. 4
+        outcome = torch.tensor([fact["outcome"] for fact in facts])
         saliency = fill_missing(torch.tensor([fact["saliency"] for fact in facts]), outcome, config)
         reward = outcome + config.saliency_weight * saliency
         advantages = group_advantages(reward, config.rollouts)
@@ -199,10 +224,13 @@ def train(config: Config) -> None:
             "saliency": saliency.mean().item(),
             "saliency_spread": spread.item(),
             "no_signal": no_signal.item(),
+            "measured": mean(fact["measured"] for fact in facts),
             "length": mean(fact["length"] for fact in facts),
             "truncated": mean(fact["truncated"] for fact in facts),
             "no_delimiter": mean(fact["delimiters"] == 0 for fact in facts),
             "several_delimiters": mean(fact["delimiters"] > 1 for fact in facts),
+            "no_reasoning": mean(fact["no_reasoning"] for fact in facts),
+            **clip_fractions(ranks.gather(stats.pop("clipped_rows")[: len(rollouts)]), facts),
             **combine(ranks.gather([stats])),
             "seconds_sampling": clock[1] - clock[0],
             "seconds_masks": clock[2] - clock[1],
@@ -253,8 +281,8 @@ def sample_rollouts(model, tokenizer, questions, config: Config, step, ranks, ba
     rollouts = []
     for (q, _), prompt, completion in zip(jobs, prompts, completions, strict=True):
         trace = split_trace(completion, tokenizer)
-        correct = same_number(trace.number, questions[q].answer) and not trace.truncated
-        rollouts.append(Rollout(questions[q], prompt, completion, trace, correct))
+        outcome = outcome_reward(trace.correct(questions[q].answer))  # Eq. 4
+        rollouts.append(Rollout(questions[q], prompt, completion, trace, outcome))
     return rollouts
 
 
@@ -263,27 +291,19 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[fl
     if config.saliency == "none":
         return [0.0] * len(rollouts)
     rewards = torch.full((len(rollouts),), torch.nan)
-    mask_config = MaskConfig(
-        init=config.mask_init,
-        scale=config.mask_scale,
-        steps=config.mask_steps,
-        lr=config.mask_lr,
-        sparsity=config.mask_sparsity,
-    )
+    mask_config = config.mask()
     valid = [n for n, rollout in enumerate(rollouts) if rollout.trace.valid]
     valid.sort(key=lambda n: len(rollouts[n].prompt) + len(rollouts[n].completion))
     progress = bar.phase("masks", len(valid) * config.mask_steps, unit="step")
     for start in range(0, len(valid), config.mask_batch):
         rows = valid[start : start + config.mask_batch]
         chosen = [rollouts[n] for n in rows]
-        # The gold answer in place of the sampled one, for wrong rollouts too (Eq. 2).
-        tails = [gold_tail(r.trace, r.problem.answer, tokenizer) for r in chosen]
-        result = optimize_masks(
+        result = optimize_traces(
             model,
-            [r.prompt for r in chosen],
-            [r.trace.reasoning for r in chosen],
-            [delimiter for delimiter, _ in tails],
-            [answer for _, answer in tails],
+            tokenizer,
+            [rollout.prompt for rollout in chosen],
+            [rollout.trace for rollout in chosen],
+            [rollout.problem.answer for rollout in chosen],
             mask_config,
             progress,
         )
@@ -298,16 +318,18 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[fl
 
 
 def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) -> torch.Tensor:
-    """Rollouts without a saliency get the lowest of their group, else 0: neutral, never a prize.
+    """Rollouts without a saliency (nan) get the lowest of their group, else 0: never a prize.
 
-    With --gate-saliency wrong rollouts are paid the same way.
+    With --gate-saliency a wrong rollout gets nothing: 0, or its group's lowest where that is less.
     """
-    if config.gate_saliency:
-        saliency = saliency.masked_fill(outcome < 0, torch.nan)
     groups = saliency.view(-1, config.rollouts)
     lowest = groups.nan_to_num(torch.inf).amin(1, keepdim=True)
     lowest = lowest.masked_fill(lowest.isinf(), 0.0)
-    return groups.where(~groups.isnan(), lowest).flatten()
+    filled = groups.where(~groups.isnan(), lowest)
+    if config.gate_saliency:
+        wrong = outcome.view(-1, config.rollouts) < 0
+        filled = filled.where(~wrong, lowest.clamp(max=0.0))
+    return filled.flatten()
 
 
 def describe(rollout: Rollout, saliency: float) -> dict:
@@ -318,9 +340,12 @@ def describe(rollout: Rollout, saliency: float) -> dict:
         "number": rollout.trace.number,
         "text": rollout.trace.text,
         "length": len(rollout.trace.reasoning),
-        "correct": rollout.correct,
+        "tokens": len(rollout.completion),
         "truncated": rollout.trace.truncated,
         "delimiters": rollout.trace.delimiter_count,
+        "no_reasoning": not rollout.trace.reasoning_text.strip(),
+        "outcome": rollout.outcome,
+        "measured": not math.isnan(saliency),
         "saliency": saliency,
     }
 
@@ -336,12 +361,24 @@ def fill_up(rollouts, advantages, everyone: int, ranks) -> tuple[list, list, tor
     return prompts, completions, torch.tensor(advantages + [0.0] * missing, device=ranks.device)
 
 
+def clip_fractions(clipped: list[float], facts: list[dict]) -> dict:
+    """Share of ratios that the clip held: overall, and in the shorter and longer half of rollouts.
+
+    The ratio of a whole sequence strays further the longer it is; this shows how much.
+    """
+    by_length = sorted(range(len(facts)), key=lambda n: facts[n]["tokens"])
+    half = len(facts) // 2
+    return {
+        "clip_fraction": mean(clipped),
+        "clip_fraction_short": mean(clipped[n] for n in by_length[:half]),
+        "clip_fraction_long": mean(clipped[n] for n in by_length[half:]),
+    }
+
+
 def combine(stats: list[dict]) -> dict:
     """update_policy's numbers of all ranks as one: their losses add up to the update's loss."""
-    clipped, counted = (sum(part[key] for part in stats) for key in ("clipped", "counted"))
     return {
         "loss": sum(part["loss"] for part in stats),
-        "clip_fraction": clipped / max(counted, 1),
         "ratio_max": max(part["ratio_max"] for part in stats),
         "ratio_min": min(part["ratio_min"] for part in stats),
         "gradient_norm": stats[0]["gradient_norm"],  # of the averaged gradient, equal on all ranks
@@ -351,7 +388,7 @@ def combine(stats: list[dict]) -> dict:
 def sample_heldout(model, tokenizer, problems, config: Config, ranks, label) -> list[dict]:
     """eval.evaluate with the problems dealt over the ranks; every rank returns all records."""
     mine = ranks.share(problems)
-    bar = Progress(f"held-out {label}", ranks)
+    bar = Progress(f"held-out {label}", silent=ranks.rank > 0)
     records = evaluate(
         model,
         tokenizer,
@@ -360,6 +397,7 @@ def sample_heldout(model, tokenizer, problems, config: Config, ranks, label) -> 
         samples=config.eval_samples,
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
+        batch_size=config.eval_batch,
         progress=bar.phase("sampling", len(mine) * config.eval_samples),
     )
     bar.close()
@@ -369,24 +407,6 @@ def sample_heldout(model, tokenizer, problems, config: Config, ranks, label) -> 
 # ------------------------------------------------------------------------------------------ output
 
 
-class Progress:
-    """One bar per update, on rank 0: its phases one after the other."""
-
-    def __init__(self, label: str, ranks: Ranks):
-        self.label, self.silent, self.bar = label, ranks.rank > 0, None
-
-    def phase(self, name: str, total: int, unit: str = "rollout"):
-        """Start a phase of `total` units; returns the function that counts them."""
-        self.close()
-        text = f"{self.label}: {name}"
-        self.bar = tqdm(total=total, desc=text, unit=unit, leave=False, disable=self.silent)
-        return self.bar.update
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 class Log:
     """The run's folder, written by rank 0."""
 
@@ -394,9 +414,9 @@ class Log:
         self.rank, self.history = ranks.rank, []
         self.folder = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
         if self.rank == 0:
-            if (self.folder / "metrics.jsonl").exists():
-                raise ValueError(f"--out {self.folder}: holds a run already; name another folder")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            if any(self.folder.iterdir()):
+                raise ValueError(f"--out {self.folder}: is not empty; name another folder")
             text = json.dumps(dataclasses.asdict(config), indent=2)
             (self.folder / "config.json").write_text(text + "\n")
 
@@ -443,27 +463,36 @@ def evaluation_line(label: str, summary: dict) -> str:
 def parse_args(arguments=None) -> Config:
     """Config from the command line: the preset's values, then the flags."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for entry in dataclasses.fields(Config):
+    entries = dataclasses.fields(Config)
+    for entry in entries:
         flag = "--" + entry.name.replace("_", "-")
         text = entry.metadata["help"]
-        paper = PRESETS["paper"].get(entry.name, entry.default)
-        text += f" ({entry.default}" + (f"; paper: {paper})" if paper != entry.default else ")")
+        if entry.default is not None:
+            text += f" (default: {entry.default})"
+        if PRESETS["paper"].get(entry.name, entry.default) != entry.default:
+            text += f" (paper: {PRESETS['paper'][entry.name]})"
         if entry.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)
             continue
-        kind = {int: int, float: float, int | None: int}.get(entry.type, str)
+        kind = {int: int, int | None: int, float: float, float | None: float}.get(entry.type, str)
         parser.add_argument(flag, type=kind, choices=entry.metadata["choices"], help=text)
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    if "steps" in given and "epochs" in given:
+        parser.error("--steps and --epochs both say how long to train: give one")
+    if "steps" in given:
+        given["epochs"] = None
     config = Config(**PRESETS[given.get("preset", "micro")] | given)
-    at_least_one = "mask_batch questions rollouts passes micro_batch max_new_tokens epochs "
-    at_least_one += "eval_problems eval_samples eval_every_problems"
-    for name in at_least_one.split():
-        if getattr(config, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if config.rollouts < 2:
-        parser.error("--rollouts 1: a group of one has no advantage; give 2 or more")
-    if config.temperature <= 0:
-        parser.error("--temperature must be above 0: the policy is trained on what it samples")
+    for entry in entries:
+        value, flag = getattr(config, entry.name), "--" + entry.name.replace("_", "-")
+        least, above = entry.metadata["least"], entry.metadata["above"]
+        if isinstance(value, float) and not math.isfinite(value):
+            parser.error(f"{flag} {value}: must be a finite number")
+        if value is not None and least is not None and value < least:
+            parser.error(f"{flag} {value}: must be at least {least}")
+        if value is not None and above is not None and value <= above:
+            parser.error(f"{flag} {value}: must be above {above}")
+    if config.mask_init >= 0:
+        parser.error(f"--mask-init {config.mask_init}: must be below 0, or nothing is suppressed")
     everyone = config.questions * config.rollouts
     if everyone % config.micro_batch:
         parser.error(
@@ -471,8 +500,6 @@ def parse_args(arguments=None) -> Config:
             f"update (--questions {config.questions} x --rollouts {config.rollouts}); "
             "give a divisor"
         )
-    if config.steps is not None and config.steps < 0:
-        parser.error("--steps must not be negative")
     return config
 
 
@@ -481,7 +508,8 @@ def main() -> None:
     try:
         train(config)
     except (ValueError, OSError) as error:  # what a user gave: one sentence, no traceback
-        sys.exit(f"error: {error}")
+        rank = os.environ.get("RANK", "0")
+        sys.exit(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Dataset:
 
 DATASETS = {
     "micro": Dataset(
-        "data.micro_task", {"train": "train", "heldout": "heldout", "hard": "hard"}, 256
+        "data.micro_task", {"train": "train", "heldout": "heldout", "hard": "hard"}, 200
     ),
     "gsm8k": Dataset("data.gsm8k", {"train": "train", "heldout": "test"}, 1024),
 }
@@ -59,6 +59,8 @@ def load_problems(dataset, split, data_dir=None, limit=None, seed=0) -> list[Pro
         raise ValueError(f"--dataset {dataset} has no split {split!r}: {', '.join(entry.splits)}")
     load = importlib.import_module(entry.module).load
     if dataset == "micro":  # written by a generator, in random order already
+        if data_dir is not None:
+            raise ValueError("--data-dir: the micro task has no files; did you mean --dataset?")
         return load(entry.splits[split], limit)
     problems = load(entry.splits[split], data_dir)
     if limit is None or limit >= len(problems):

@@ -17,10 +17,11 @@ Hidden matrices are trained with Muon, the rest with AdamW: both are PyTorch's.
 
 import argparse
 import itertools
-import json
+import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -210,15 +211,29 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--no-eval", action="store_true", help="skip the held-out measurement")
     args = parser.parse_args()
+    for name in ("steps", "batch_size", "layers"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.width < 64 or args.width % 64:
+        parser.error(f"--width {args.width}: must be a multiple of 64")
+    if args.vocab_size < 300:
+        parser.error(f"--vocab-size {args.vocab_size}: 256 bytes and the special tokens need 300")
+    # Built beside its place and moved when it is whole: an interrupted run harms no checkpoint.
     directory = Path(args.out)
-    train_tokenizer(directory, args.vocab_size, args.seed)
-    model = train(args, directory)
-    model.save_pretrained(directory)
-    print(f"saved {directory}: {json.dumps(model.config.to_json(torch.float32))}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-") as folder:
+        train_tokenizer(Path(folder), args.vocab_size, args.seed)
+        model = train(args, Path(folder))
+        model.save_pretrained(folder)
+        directory.mkdir(exist_ok=True)
+        for file in Path(folder).iterdir():
+            os.replace(file, directory / file.name)
+    print(f"wrote {directory}")
     if (
         not args.no_eval
     ):  # eval.py stands above data/, so it runs as the command a reader would type
-        subprocess.run([sys.executable, "eval.py", "--model", str(directory)], check=True)
+        script = Path(__file__).parent.parent / "eval.py"
+        subprocess.run([sys.executable, str(script), "--model", str(directory)], check=True)
 
 
 if __name__ == "__main__":

@@ -195,12 +195,17 @@ def _chat_template(directory: Path, config: dict) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"{directory / 'tokenizer_config.json'}: chat_template must be text")
     return template
 
 
 def _token_text(value: str | dict | None) -> str | None:
     """Older files write a token as an object: {"content": "<s>", ...}."""
-    return value["content"] if isinstance(value, dict) else value
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"tokenizer_config.json: {value!r} is no token; fetch the file again")
+    return text
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -37,7 +37,8 @@ class Trace:
         it ('#####' + ' '). [] where there is none.
     answer: the rest, the EOS included.
     number: the first number after the hashes in `parse_number`'s form, or None.
-    text: the decoded completion. delimiter_count: runs of exactly five hashes in it.
+    text, reasoning_text: the decoded completion, and its reasoning.
+    delimiter_count: runs of exactly five hashes in the text.
     truncated: the last token is not an EOS, so the completion was cut at its limit.
     """
 
@@ -46,13 +47,24 @@ class Trace:
     answer: list[int]
     number: str | None
     text: str
+    reasoning_text: str
     delimiter_count: int
     truncated: bool
 
     @property
     def valid(self) -> bool:
-        """Whether there is a finished completion with reasoning to measure."""
-        return bool(self.delimiter) and bool(self.reasoning) and not self.truncated
+        """Whether this is a finished completion with a delimiter and reasoning before it.
+
+        White space alone is no reasoning: a blank trace must not pass for a very short one.
+        """
+        return bool(self.delimiter) and bool(self.reasoning_text.strip()) and not self.truncated
+
+    def correct(self, gold: str) -> bool:
+        """Eq. 4's question: valid, and the number is the gold one.
+
+        paper silent: without reasoning, or cut at the limit, even the right number counts as wrong.
+        """
+        return self.valid and same_number(self.number, gold)
 
 
 def split_trace(
@@ -86,6 +98,7 @@ def split_trace(
         answer=ids[stop:],
         number=number,
         text=raw.decode("utf-8", errors="replace"),
+        reasoning_text=b"".join(pieces[:first]).decode("utf-8", errors="replace"),
         delimiter_count=len(runs),
         truncated=truncated,
     )

@@ -35,8 +35,8 @@ def test_auroc_counts_pairs_and_halves_ties():
 
 def test_blank_english_counts_by_lexical_attributes():
     counts = word_counts(["So the total is $18 + 4 = 22.\nTwo  cats"], load_spacy(None))
-    # So the total is $ 18 + 4 = 22 . Two cats: 13 tokens; the line break and spaces are none
-    assert counts == {"tokens": 13, "numbers": 4, "stop_words": 5, "symbols": 3}
+    # 13 tokens: the line break and the spaces are none. Stop words: So, the, is, Two.
+    assert counts == {"tokens": 13, "numbers": 4, "stop_words": 4, "symbols": 3}
 
 
 def trained_pipeline():
@@ -50,7 +50,13 @@ def trained_pipeline():
             "subword_features": True}}},
     )  # fmt: skip
     ruler = nlp.add_pipe("attribute_ruler")
-    sentences = [["cats", "eat", "4"], ["3", "+", "4"], ["12", "dogs"], ["dogs", "+", "cats"]]
+    sentences = [
+        ["cats", "eat", "4"],
+        ["3", "+", "4"],
+        ["12", "dogs"],
+        ["dogs", "+", "cats"],
+        ["cats", "=", "dogs"],
+    ]
 
     def tag(word):
         return "CD" if word.isdigit() else "SYM" if word == "+" else "NN"
@@ -73,8 +79,9 @@ def test_a_trained_pipeline_counts_parts_of_speech(tmp_path):
     pipeline = load_spacy(str(tmp_path / "tagger"))
     counts = word_counts(["cats + 3 dogs"], pipeline)
     assert counts == {"tokens": 4, "numbers": 1, "stop_words": 0, "symbols": 1}
-    # blank English would call "two" a number; this tagger, by its form, does not
-    assert word_counts(["two"], pipeline)["numbers"] == 0 < word_counts(["two"], spacy.blank("en"))["numbers"]  # fmt: skip # noqa: E501
+    # "=" is a symbol to the list of operators, not to this tagger, which learned it as a noun
+    assert word_counts(["cats = dogs"], pipeline)["symbols"] == 0
+    assert word_counts(["cats = dogs"], spacy.blank("en"))["symbols"] == 1
 
 
 def test_a_missing_pipeline_is_named():
@@ -152,16 +159,17 @@ def test_auroc_of_a_saliency_that_is_the_truth_is_one(micro, monkeypatch):
     correct = {r["id"]: r for r in reversed(records) if r["correct"]}
     by_length = sorted(correct.values(), key=lambda r: len(r["completion"]))
 
-    def truth(rows, config, kind):
-        assert [r["id"] for r in rows] == [r["id"] for r in by_length]
+    def truth(traces, config, kind):
+        assert [trace.reasoning for trace in traces] == [r["reasoning"] for r in by_length]
         sign = 1.0 if kind == "truth" else -1.0
-        labels = []
-        for r in rows:
-            text, spans = evaluation.reasoning_spans(r["reasoning"], tokenizer)
-            labels.append(sign * torch.tensor(micro_task.token_labels(text, r["number"], spans)).float())  # fmt: skip # noqa: E501
-        return labels
+        found = []
+        for trace in traces:
+            text, spans = evaluation.reasoning_spans(trace.reasoning, tokenizer)
+            labels = micro_task.token_labels(text, trace.number, spans)
+            found.append(sign * torch.tensor(labels).float())
+        return found
 
-    monkeypatch.setattr(evaluation, "optimize_records", lambda m, t, rows, d, c, p: rows)
+    monkeypatch.setattr(evaluation, "optimize_traces", lambda m, t, p, traces, *rest: traces)
     monkeypatch.setattr(evaluation, "token_saliency", truth)
     scores = map_auroc(
         model, tokenizer, records, "micro", {"right": (0, "truth"), "wrong": (0, "lie")}

@@ -317,6 +317,7 @@ def test_at_ratio_one_the_sequence_gradient_is_length_times_the_token_gradient()
 def test_normalizer_and_padding_rows(ratio):
     advantages = torch.tensor([1.0, -2.0, 0.5])
     loss, stats = policy_loss(NEW, OLD, advantages, MASK, ratio=ratio)
+    clipped_rows = stats.pop("clipped_rows")
     halved, _ = policy_loss(NEW, OLD, advantages, MASK, ratio=ratio, normalizer=6)
     assert halved.item() == pytest.approx(loss.item() / 2, abs=1e-6)
     # A row without tokens changes nothing, whatever stands in it.
@@ -328,6 +329,7 @@ def test_normalizer_and_padding_rows(ratio):
         more = torch.cat([advantages, torch.tensor([filler])])
         padded, padded_stats = policy_loss(*rows, more, mask, ratio=ratio, normalizer=3)
         assert padded.item() == pytest.approx(loss.item(), abs=1e-6)
+        assert padded_stats.pop("clipped_rows") == pytest.approx([*clipped_rows, 0])
         assert padded_stats == pytest.approx(stats)
         (gradient,) = torch.autograd.grad(padded, rows[0])
         assert (gradient[~mask] == 0).all() and (gradient[mask] != 0).all()
@@ -373,9 +375,11 @@ def score(model, prompt, completion):
 def test_micro_batches_do_not_change_the_update(ratio):
     expected, whole = updated(tiny.llama(), micro_batch=8, passes=2, ratio=ratio)
     assert apart(expected, tiny.llama()) > 1e-3
+    clipped_rows = whole.pop("clipped_rows")
     for size in (1, 2, 3):  # 3: the last one is smaller
         model, result = updated(tiny.llama(), micro_batch=size, passes=2, ratio=ratio)
         assert_same(model, expected)
+        assert result.pop("clipped_rows") == pytest.approx(clipped_rows, abs=1e-6)
         assert result == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
@@ -425,13 +429,14 @@ def test_rows_that_fill_up_a_rank_change_nothing():
         normalizer=8,
     )
     assert_same(model, expected)
+    assert filled.pop("clipped_rows") == result.pop("clipped_rows") + [0.0] * 3
     assert filled == pytest.approx(result, rel=1e-5, abs=1e-6)
 
 
 def test_first_pass_ratio_is_exactly_one():
     _, result = updated(tiny.llama(), passes=1, micro_batch=3)
     assert result["ratio_max"] == result["ratio_min"] == 1.0
-    assert result["clipped"] == result["counted"] == 0  # they count the later passes
+    assert result["clipped_rows"] == [0.0] * 8
 
 
 def test_second_pass_moves_on_and_clips():
@@ -450,7 +455,7 @@ def test_second_pass_moves_on_and_clips():
         logprob = token_logprobs(by_hand, [prompt], [completion])[0].sum()
         (-advantage * ratios[-1] * logprob / 8).backward()
     assert 2 <= clipped <= 6
-    assert (result["clipped"], result["counted"]) == (clipped, 8)
+    assert sum(result["clipped_rows"]) == clipped and len(result["clipped_rows"]) == 8
     assert result["gradient_norm"] == first_result["gradient_norm"]  # of the first pass
     assert result["loss"] == first_result["loss"]
     assert result["ratio_max"] == pytest.approx(max(ratios), rel=1e-4)

@@ -1,7 +1,9 @@
 """End to end on the shipped checkpoint: commands as a user types them, each its own process."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+import eval as evaluation
+import train
+from atman import MaskConfig
+from train import draw_questions, fill_missing, parse_args
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -32,6 +39,17 @@ def run(*command, ok=True):
     return output
 
 
+def refused(main, arguments, monkeypatch, capsys) -> str:
+    """Run a command in this process, which is faster; returns what it says as it refuses."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as refusal:
+        main()
+    assert refusal.value.code not in (0, None)
+    printed = capsys.readouterr()
+    return printed.out + printed.err + str(refusal.value.code)
+
+
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -50,7 +68,7 @@ def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
     assert [line["step"] for line in updates] == [1, 2]
     assert [line["step"] for line in lines if "eval" in line] == [0, 1, 2]
     for line in updates:
-        assert line["reward"] == pytest.approx(line["outcome"] + 0.3 * line["saliency"], abs=1e-6)
+        assert line["reward"] == pytest.approx(line["outcome"] + line["saliency"], abs=1e-6)
         assert line["loss"] == pytest.approx(0, abs=1e-5)  # on-policy: advantages sum to 0
     samples = read_lines(out / "samples.jsonl")
     assert len(samples) == 2 * 2 * 4
@@ -63,7 +81,7 @@ def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
     trained, start = (
         load_file(d / "model.safetensors") for d in (out / "checkpoint", ROOT / "data/micro")
     )
-    assert any(not torch.equal(trained[key], start[key]) for key in start)
+    assert any(not torch.equal(after[key], start[key]) for key in start)
 
 
 def test_the_checkpoint_of_a_run_is_evaluated_like_any_other(one_process):
@@ -83,31 +101,84 @@ def test_the_same_seed_gives_the_same_run(one_process, tmp_path):
     assert read_lines(tmp_path / "again/samples.jsonl") == read_lines(out / "samples.jsonl")
 
 
-def test_two_processes_equal_one(one_process, tmp_path):
+@pytest.mark.parametrize("processes", [2, 5])  # of 5, the last has no rollout of its own
+def test_several_processes_equal_one(one_process, tmp_path, processes):
     out, _ = one_process
     run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *SMALL,
-        "--out", tmp_path / "two",
+        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "train.py",
+        *SMALL, "--out", tmp_path / "run",
     )  # fmt: skip
-    one, two = read_lines(out / "samples.jsonl"), read_lines(tmp_path / "two/samples.jsonl")
-    assert [s["text"] for s in one] == [s["text"] for s in two]
-    for a, b in zip(one, two, strict=True):
+    one, several = (read_lines(folder / "samples.jsonl") for folder in (out, tmp_path / "run"))
+    assert [s["text"] for s in one] == [s["text"] for s in several]
+    for a, b in zip(one, several, strict=True):
         assert a["advantage"] == pytest.approx(b["advantage"], abs=1e-4)
-    weights = [load_file(d / "checkpoint/model.safetensors") for d in (out, tmp_path / "two")]
+    # AdamW hides a wrong scale of the gradient, so its norm is compared too.
+    one, several = (read_lines(folder / "metrics.jsonl") for folder in (out, tmp_path / "run"))
+    for a, b in zip(one, several, strict=True):
+        if "gradient_norm" in a:
+            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+            assert a["clip_fraction"] == pytest.approx(b["clip_fraction"], abs=1e-6)
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    weights = [load_file(d / "checkpoint/model.safetensors") for d in (out, tmp_path / "run")]
     start = load_file(ROOT / "data/micro/model.safetensors")
     moved = torch.cat([(weights[0][key] - start[key]).flatten() for key in start]).norm()
     apart = torch.cat([(weights[0][key] - weights[1][key]).flatten() for key in start]).norm()
     assert apart < 0.02 * moved  # float noise, which Adam's first steps enlarge
 
 
-def test_three_processes_share_rollouts_that_do_not_divide(one_process, tmp_path):
-    out, _ = one_process
-    run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "train.py", *SMALL,
-        "--out", tmp_path / "three",
-    )  # fmt: skip
-    one, three = read_lines(out / "samples.jsonl"), read_lines(tmp_path / "three/samples.jsonl")
-    assert [s["text"] for s in one] == [s["text"] for s in three]
+def test_missing_saliency_is_never_a_prize():
+    config = parse_args(["--rollouts", "4", "--questions", "4"])
+    nan = float("nan")
+    saliency = torch.tensor([[0.5, nan, 0.2, 0.9], [nan] * 4, [1, 2, 3, 4], [-1, nan, 0.5, 2]])
+    outcome = torch.tensor([[0, -1, -1, 0], [-1] * 4, [0] * 4, [0, -1, 0, -1]]).float()
+    filled = fill_missing(saliency.flatten(), outcome.flatten(), config).view(4, 4)
+    by_hand = [[0.5, 0.2, 0.2, 0.9], [0] * 4, [1, 2, 3, 4], [-1, -1, 0.5, 2]]
+    assert torch.equal(filled, torch.tensor(by_hand))
+    gated = dataclasses.replace(config, gate_saliency=True)
+    filled = fill_missing(saliency.flatten(), outcome.flatten(), gated).view(4, 4)
+    by_hand = [[0.5, 0, 0, 0.9], [0] * 4, [1, 2, 3, 4], [-1, -1, 0.5, -1]]
+    assert torch.equal(filled, torch.tensor(by_hand))
+
+
+def test_an_epoch_asks_each_question_once_and_the_next_in_another_order():
+    config = parse_args(["--questions", "3", "--micro-batch", "8"])
+    problems = list(range(10))  # one of ten is left over in each epoch
+    first, second = (
+        [draw_questions(problems, config, step) for step in steps]
+        for steps in ((0, 1, 2), (3, 4, 5))
+    )
+    for epoch in (first, second):
+        asked = [question for update in epoch for question in update]
+        assert len(set(asked)) == 9
+    assert first != second
+    assert first == [draw_questions(problems, config, step) for step in (0, 1, 2)]
+    assert first != [
+        draw_questions(problems, dataclasses.replace(config, seed=1), step) for step in (0, 1, 2)
+    ]
+
+
+def test_the_paper_preset_is_section_3_4():
+    config = parse_args(["--preset", "paper"])
+    assert config.mask() == MaskConfig(
+        init=-0.4,
+        scale=10.0,
+        steps=200,
+        lr=1e-3,
+        betas=(0.6, 0.9999),
+        weight_decay=0.05,
+        sparsity=0,
+    )
+    assert (config.saliency, config.saliency_weight) == ("mask", 1.0)
+    assert (config.questions, config.rollouts, config.passes, config.micro_batch) == (8, 8, 2, 2)
+    assert (config.lr, config.clip_eps, config.ratio) == (8e-7, 0.2, "sequence")
+    assert (config.epochs, config.steps, config.max_new_tokens) == (5, None, 1024)
+    assert (config.temperature, config.eval_problems, config.eval_samples) == (1.0, 500, 4)
+    assert parse_args(["--preset", "paper", "--steps", "3"]).epochs is None
+
+
+def test_fewer_mask_steps_go_as_far_as_the_papers():
+    assert parse_args(["--mask-steps", "200"]).mask().lr == pytest.approx(1e-3)
+    assert parse_args(["--mask-steps", "10"]).mask().lr == pytest.approx(0.02)
 
 
 def test_outcome_only_learns_no_mask(tmp_path):
@@ -144,21 +215,90 @@ def test_gsm8k_files_train_too(tmp_path):
         ("--questions 20000 --micro-batch 1", "--questions 20000"),
         ("--spacy-model no_such_pipeline", "--spacy-model no_such_pipeline"),
         ("--saliency loud", "--saliency"),
+        ("--seed -1", "--seed -1"),
+        ("--lr 0", "--lr 0"),
+        ("--saliency-weight nan", "--saliency-weight nan"),
+        ("--mask-init 0", "--mask-init"),
+        ("--mask-steps 0", "--mask-steps 0"),
+        ("--epochs 1", "--epochs"),  # beside --steps
+        ("--device cuda:99", "--device cuda:99"),
+        ("--device tpu", "--device tpu"),
+        ("--data-dir nowhere", "--data-dir"),
     ],
 )
-def test_bad_input_gets_a_sentence_and_leaves_nothing(arguments, named, tmp_path):
-    printed = run("train.py", *SMALL, *arguments.split(), "--out", tmp_path / "run", ok=False)
-    assert named in printed and "Traceback" not in printed
+def test_bad_input_gets_a_sentence_and_leaves_nothing(
+    arguments, named, tmp_path, monkeypatch, capsys
+):
+    arguments = [*SMALL, *arguments.split(), "--out", tmp_path / "run"]
+    assert named in refused(train.main, arguments, monkeypatch, capsys)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    for file in (ROOT / "data/micro").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    printed = run("train.py", *SMALL, "--model", tmp_path, "--out", tmp_path / "run", ok=False)
-    assert str(weights) in printed and "Traceback" not in printed
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", None),  # cut short
+        ("config.json", "{"),
+        ("config.json", '{"model_type": "llama", "vocab_size": "800"}'),
+        ("tokenizer.json", "{}"),
+        ("generation_config.json", '{"eos_token_id": "x"}'),
+        ("tokenizer_config.json", '{"chat_template": 5}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(name, content, tmp_path, monkeypatch, capsys):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(ROOT / "data/micro", checkpoint)
+    whole = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(whole[:-1000] if content is None else content.encode())
+    arguments = [*SMALL, "--model", checkpoint, "--out", tmp_path / "run"]
+    assert str(checkpoint) in refused(train.main, arguments, monkeypatch, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["", "not json\n", '{"question": "Why?"}\n'])
+def test_a_data_file_without_problems_is_named(content, tmp_path, monkeypatch, capsys):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    arguments = ["--dataset", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "run"]
+    printed = refused(train.main, [*SMALL, *arguments], monkeypatch, capsys)
+    assert str(tmp_path / "train.jsonl") in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_must_be_a_folder_without_files(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "mine.txt", tmp_path / "mine.txt/below"):
+        assert f"--out {out}" in refused(train.main, [*SMALL, "--out", out], monkeypatch, capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_torchrun_shows_the_sentence_too(tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "train.py"]
+    printed = run(*command, "--model", "nowhere", "--out", tmp_path / "run", ok=False)
+    assert "error: --model nowhere" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--model nowhere", "--model nowhere"),
+        ("--model data/micro --compare nowhere", "--compare nowhere"),
+        ("--model data/micro --limit 0", "--limit"),
+        ("--model data/micro --samples 0", "--samples"),
+        ("--model data/micro --temperature nan", "--temperature"),
+        ("--model data/micro --device cuda:99", "--device cuda:99"),
+        ("--model data/micro --out README.md", "--out README.md"),
+        ("--model data/micro --dataset gsm8k --split hard", "hard"),
+    ],
+)
+def test_bad_input_to_eval_gets_a_sentence(arguments, named, monkeypatch, capsys):
+    assert named in refused(evaluation.main, arguments.split(), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("command", ["train.py", "eval.py"])
+def test_a_refusal_is_a_sentence_and_no_traceback(command):
+    printed = run(command, "--model", "nowhere", ok=False)
+    assert "error: --model nowhere" in printed and "Traceback" not in printed
 
 
 def test_a_folder_with_a_run_is_not_overwritten(one_process):
