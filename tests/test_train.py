@@ -78,7 +78,7 @@ def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
         assert sum(sample["advantage"] for sample in group) == pytest.approx(0, abs=1e-5)
     assert json.loads((out / "config.json").read_text())["mask_steps"] == 2
     assert (out / "curves.png").stat().st_size > 1000
-    trained, start = (
+    after, start = (
         load_file(d / "model.safetensors") for d in (out / "checkpoint", ROOT / "data/micro")
     )
     assert any(not torch.equal(after[key], start[key]) for key in start)
