@@ -244,13 +244,23 @@ def auroc(scores, labels) -> float | None:
     return float(((positive > negative) + 0.5 * (positive == negative)).mean())
 
 
+def mean_and_half_width(values: list[float]) -> tuple[float, float, int]:
+    """Mean, half the width of its 95% interval (normal approximation), and how many."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan, len(values)
+    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(half), len(values)
+
+
 def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> dict:
     """How well token saliency tells computing from decorating tokens on micro traces.
 
     records: of `evaluate`; one correct trace a question is used. saliencies: name ->
-    (MaskConfig, kind). Returns name -> (mean AUROC, its 95% interval's half width, traces), and
-    "unrecognised" -> the share of trace characters without a label. progress is called with the
-    mask steps done.
+    (MaskConfig, kind). Returns "unrecognised" -> the share of characters without a label, and
+    name -> {"all tokens" and "no punctuation" -> (mean AUROC, its 95% interval's half width,
+    traces)}. Punctuation is told apart because it is decoration by definition, yet a model may
+    gather its result on the full stop after an equation, and in terse traces nothing else
+    decorates. progress is called with the mask steps done.
     """
     chosen = {}
     for record in records:
@@ -258,19 +268,21 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
             chosen.setdefault(record["id"], record)
     # Neighbours in length share a batch: less padding.
     chosen = sorted(chosen.values(), key=lambda record: len(record["completion"]))
-    labels, text_of_all, marks = [], "", []
+    labels, is_word, text_of_all, marks = [], [], "", []
     for record in chosen:
         text, spans = reasoning_spans(record["reasoning"], tokenizer)
         labels.append(np.array(micro_task.token_labels(text, record["number"], spans)))
+        is_word.append(np.array([text[a:b].strip().strip(".,:;?!") != "" for a, b in spans]))
         marks += micro_task.label_characters(text, record["number"])
         text_of_all += text
     results = {"unrecognised": micro_task.unrecognised_share(text_of_all, marks)}
     masks: dict = {}  # mask and attribution are read off the same optimisation
     for name, (config, kind) in saliencies.items():
-        areas = []
+        areas = {"all tokens": [], "no punctuation": []}
         for start in range(0, len(chosen), 16):
+            batch = slice(start, start + 16)
             if (config, start) not in masks:
-                rows = chosen[start : start + 16]
+                rows = chosen[batch]
                 masks[config, start] = optimize_traces(
                     model,
                     tokenizer,
@@ -281,13 +293,12 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
                     progress,
                 )
             tokens = token_saliency(masks[config, start], config, kind)
-            for scores, label in zip(tokens, labels[start : start + 16], strict=True):
+            for scores, label, word in zip(tokens, labels[batch], is_word[batch], strict=True):
                 known = label != micro_task.UNRECOGNISED
-                areas.append(auroc(scores.cpu().numpy()[known], label[known] == 1))
-        areas = np.array([area for area in areas if area is not None])
-        half = 1.96 * areas.std(ddof=1) / math.sqrt(len(areas)) if len(areas) > 1 else math.nan
-        mean = float(areas.mean()) if len(areas) else math.nan
-        results[name] = (mean, float(half), len(areas))
+                for which, used in (("all tokens", known), ("no punctuation", known & word)):
+                    area = auroc(scores.cpu().numpy()[used], label[used] == micro_task.COMPUTING)
+                    areas[which] += [] if area is None else [area]
+        results[name] = {which: mean_and_half_width(found) for which, found in areas.items()}
     return results
 
 
@@ -416,8 +427,10 @@ def report_auroc(model, tokenizer, records, name, args) -> dict:
     print(f"{name}: AUROC of token saliency, computing against decorating tokens "
           f"({scores['unrecognised']:.1%} of characters unrecognised and left out)")  # fmt: skip
     for key in saliencies:
-        mean, half, traces = scores[key]
-        print(f"  {key:<34} {mean:.2f} +- {half:.2f}  ({traces} traces, {plain.steps} steps)")
+        line = f"  {key:<34}"
+        for which, (mean, half, traces) in scores[key].items():
+            line += f" {which} {mean:.2f} +- {half:.2f} ({traces} traces) "
+        print(line.rstrip())
     return scores
 
 

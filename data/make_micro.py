@@ -16,6 +16,8 @@ Hidden matrices are trained with Muon, the rest with AdamW: both are PyTorch's.
 """
 
 import argparse
+import contextlib
+import ctypes
 import itertools
 import os
 import random
@@ -137,8 +139,22 @@ def training_batches(tokenizer: prompts.Tokenizer, batch_size: int, seed: int):
             yield tokens, targets
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc not to return freed memory to the system after every step.
+
+    Each step frees and takes hundreds of megabytes; having the system hand them out zeroed again
+    costs a third of the time. Other C libraries are left as they are.
+    """
+    trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 def train(args: argparse.Namespace, directory: Path) -> Llama:
     """Train the weights on an endless stream of new problems; returns the trained model."""
+    keep_freed_memory()
     tokenizer = prompts.Tokenizer.from_directory(directory)
     torch.manual_seed(args.seed)
     config = LlamaConfig(

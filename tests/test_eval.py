@@ -174,5 +174,7 @@ def test_auroc_of_a_saliency_that_is_the_truth_is_one(micro, monkeypatch):
     scores = map_auroc(
         model, tokenizer, records, "micro", {"right": (0, "truth"), "wrong": (0, "lie")}
     )
-    assert scores["right"][0] == 1.0 and scores["wrong"][0] == 0.0
-    assert scores["right"][2] == len(by_length) and not math.isnan(scores["right"][1])
+    for which, traces in (("all tokens", len(by_length)), ("no punctuation", 1)):
+        assert scores["right"][which][0] == 1.0 and scores["wrong"][which][0] == 0.0
+        assert traces <= scores["right"][which][2] <= len(by_length)
+        assert not math.isnan(scores["right"][which][1])
