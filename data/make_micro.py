@@ -215,7 +215,7 @@ def train(args: argparse.Namespace, directory: Path) -> Llama:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the data/micro checkpoint from nothing.")
     parser.add_argument("--out", default="data/micro", help="checkpoint directory to write")
-    parser.add_argument("--steps", type=int, default=2600, help="training steps")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps")
     parser.add_argument("--batch-size", type=int, default=128, help="problems a step")
     parser.add_argument("--width", type=int, default=128, help="hidden size, a multiple of 64")
     parser.add_argument("--layers", type=int, default=4, help="number of layers")
