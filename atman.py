@@ -83,7 +83,7 @@ def optimize_masks(
     """
     device = model.embed_tokens.weight.device
     batch = pack(prompts, reasonings, delimiters, answers, device)
-    dtype = at_least_float32(model.embed_tokens.weight[:0]).dtype
+    dtype = torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
     mask = (config.init * batch.region.to(dtype)).requires_grad_()  # H = c
     optimizer = torch.optim.AdamW(
         [mask], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay

@@ -323,31 +323,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Accuracy, pass@k and the composition of the reasoning of one or more "
         "checkpoints on the same problems.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    limits = "; ".join(f"{name}: {entry.max_new_tokens}" for name, entry in DATASETS.items())
+    options = {  # name: (type, default, help)
+        "limit": (int, 300, "number of problems"),
+        "samples": (int, 4, "samples per problem"),
+        "temperature": (float, 1.0, "0 is greedy"),
+        "max-new-tokens": (int, None, f"longest completion, by default {limits}"),
+        "batch-size": (int, 256, "samples decoded together"),
+        "auroc-traces": (int, 64, "micro: traces whose saliency is scored, 0 for none"),
+        "mask-sparsity": (float, 1e-3, "sparsity of the sparse mask in that score"),
+        "spacy-model": (str, None, "trained spaCy pipeline, by default blank English"),
+        "seed": (int, 0, "of the sampling"),
+        "device": (str, None, "cpu or cuda, by default cuda where there is one"),
+        "data-dir": (str, None, "folder with the dataset's files"),
+        "out": (str, None, "folder to write results.json to"),
+    }
     parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
-    parser.add_argument("--compare", nargs="*", default=[], metavar="DIR",
-                        help="checkpoints to compare it with, first in the table")  # fmt: skip
-    parser.add_argument("--dataset", choices=DATASETS, default="micro", help="which problems")
-    parser.add_argument("--split", default="heldout", choices=("train", "heldout", "hard"),
-                        help="heldout is GSM8K's test file; hard is the micro task's")  # fmt: skip
-    parser.add_argument("--data-dir", default=None, help="folder with the dataset's files")
-    parser.add_argument("--limit", type=int, default=300, help="number of problems")
-    parser.add_argument("--samples", type=int, default=4, help="samples per problem")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--max-new-tokens", type=int, default=None,
-                        help="longest completion (default: 200 on micro, else 1024)")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=256, help="samples decoded together")
-    parser.add_argument("--auroc-traces", type=int, default=64,
-                        help="micro task: traces whose saliency is scored, 0 for none")  # fmt: skip
-    parser.add_argument("--mask-sparsity", type=float, default=1e-3,
-                        help="sparsity of the sparse mask in that score")  # fmt: skip
     parser.add_argument(
-        "--spacy-model", default=None, help="trained pipeline; default blank English"
+        "--compare",
+        nargs="*",
+        default=[],
+        metavar="DIR",
+        help="checkpoints to compare it with, first in the table",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of problems drawn and of sampling")
-    parser.add_argument("--device", default=None, help="cpu or cuda; default cuda if there is one")
-    parser.add_argument("--out", default=None, metavar="DIR", help="write results.json there")
+    parser.add_argument(
+        "--dataset", choices=DATASETS, default="micro", help="which problems (default: micro)"
+    )
+    parser.add_argument(
+        "--split",
+        default="heldout",
+        choices=("train", "heldout", "hard"),
+        help="heldout (the default) is GSM8K's test file; hard is the micro task's",
+    )
+    for name, (kind, default, text) in options.items():
+        text += "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     args = parser.parse_args()
     least = {"limit": 1, "samples": 1, "batch_size": 1, "auroc_traces": 0, "seed": 0}
     least |= {"temperature": 0, "max_new_tokens": 1, "mask_sparsity": 0}
@@ -364,8 +375,8 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     pipeline = load_spacy(args.spacy_model)
-    problems = load_problems(args.dataset, args.split, args.data_dir, args.limit, args.seed)
-    limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens
+    problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
+    limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens[args.split]
     directories = {name: checkpoint_directory(name, "--compare") for name in args.compare}
     directories[args.model] = checkpoint_directory(args.model)
     if args.out:  # before the work, not after it

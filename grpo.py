@@ -143,7 +143,7 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
         raise ValueError(f"{rewards.numel()} rewards are not whole groups of {group_size}")
     groups = rewards.view(-1, group_size)
     equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
-    advantages = groups - groups.mean(1, keepdim=True)
+    advantages = groups - groups.mean(1, keepdim=True)  # Eq. 5's A
     return advantages.masked_fill(equal, 0.0).view(-1)
 
 
@@ -198,7 +198,6 @@ def update_policy(
     clip_eps=0.2,
     ratio="sequence",
     temperature=1.0,
-    max_grad_norm=None,
     normalizer=None,
     world_size=1,
     progress=None,
@@ -249,7 +248,9 @@ def update_policy(
                 result["loss"] += loss.item()
             if progress:
                 progress(len(completions[rows]))
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or torch.inf)
+        norm = torch.nn.utils.get_total_norm(
+            [weight.grad for weight in model.parameters() if weight.grad is not None]
+        )
         if sweep == 0:
             result["gradient_norm"] = norm.item()
         optimizer.step()

@@ -31,7 +31,8 @@ class Ranks:
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         device = pick_device(device)
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+            if world_size > 1:  # torchrun's ranks of one machine take a GPU each
+                device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}", "--nproc-per-node: device")
             torch.cuda.set_device(device)
         if world_size == 1:
             return cls(0, 1, device)
@@ -70,15 +71,18 @@ class Ranks:
         return [row for text in texts for row in json.loads(text)]
 
 
-def pick_device(name: str | None) -> torch.device:
-    """cpu, cuda or cuda:N; None is cuda where there is one. ValueError for one that is not here."""
+def pick_device(name: str | None, flag: str = "--device") -> torch.device:
+    """cpu, cuda or cuda:N; None is cuda where there is one.
+
+    Raises ValueError naming the flag for a device that is not here.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     known = name == "cpu" or (kind == "cuda" and (index.isdecimal() or name == "cuda"))
     if not known or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
         here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
-        raise ValueError(f"--device {name}: not on this machine, which has {here}")
+        raise ValueError(f"{flag} {name}: not on this machine, which has {here}")
     return torch.device(name)
 
 

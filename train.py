@@ -80,9 +80,7 @@ class Config:
     ratio: str = option("sequence", "ratio over the sequence or per token", ("sequence", "token"))
     temperature: float = option(1.0, "of the rollouts; the policy is scored at the same", above=0)
     max_new_tokens: int = option(200, "longest rollout; longer ones are cut and wrong", least=1)
-    steps: int | None = option(
-        40, "number of updates; where none is set, --epochs gives it", least=0
-    )
+    steps: int | None = option(40, "number of updates", least=0)
     epochs: int | None = option(None, "passes over the questions, in place of --steps", least=1)
     # evaluation
     eval_problems: int = option(300, "held-out problems before and after training", least=1)
@@ -113,7 +111,7 @@ PRESETS = {
         "saliency_sign": "restored",
         "gate_saliency": False,
         "mask_steps": 200,
-        "mask_lr": 1e-3,
+        "mask_lr": None,  # 0.2 / 200 steps is the paper's 1e-3
         "mask_init": -0.4,
         "mask_scale": 10.0,
         "mask_sparsity": 0.0,
@@ -166,6 +164,7 @@ def train(config: Config) -> None:
     steps = config.steps
     if config.epochs is not None:
         steps = config.epochs * (len(problems) // config.questions)
+    tokenizer.encode_prompt(instruction(config.dataset, problems[0].question))  # or it says why not
     log = Log(config, ranks)
     ranks.say(
         f"{steps} updates of {config.questions} questions x {config.rollouts} rollouts on "
@@ -184,6 +183,11 @@ def train(config: Config) -> None:
         ranks.say(
             f"note: {config.model} gets nearly all of {config.dataset} wrong, so few groups will "
             "differ in outcome and the outcome reward has little to teach"
+        )
+    if before["truncated"] > 0.1:
+        ranks.say(
+            f"note: {before['truncated']:.0%} of the held-out samples are cut at --max-new-tokens "
+            f"{config.max_new_tokens} and count as wrong; raise it if they have more to say"
         )
     for step in range(steps):
         bar = Progress(f"update {step + 1}/{steps}", silent=ranks.rank > 0)
@@ -215,6 +219,7 @@ def train(config: Config) -> None:
         bar.close()
         clock.append(time.time())
 
+        clipped = ranks.gather(stats.pop("clipped_rows")[: len(rollouts)])
         spread = saliency.view(-1, config.rollouts).std(1).mean()
         no_signal = (advantages.view(-1, config.rollouts) == 0).all(1).float().mean()
         metrics = {
@@ -230,7 +235,7 @@ def train(config: Config) -> None:
             "no_delimiter": mean(fact["delimiters"] == 0 for fact in facts),
             "several_delimiters": mean(fact["delimiters"] > 1 for fact in facts),
             "no_reasoning": mean(fact["no_reasoning"] for fact in facts),
-            **clip_fractions(ranks.gather(stats.pop("clipped_rows")[: len(rollouts)]), facts),
+            **clip_fractions(clipped, facts),
             **combine(ranks.gather([stats])),
             "seconds_sampling": clock[1] - clock[0],
             "seconds_masks": clock[2] - clock[1],
@@ -247,7 +252,7 @@ def train(config: Config) -> None:
         tokenizer.save(log.folder / "checkpoint")
         curves(log.history, log.folder / "curves.png")
         print(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}\n")
-        print(f"{log.folder}: checkpoint/, metrics.jsonl, samples.jsonl, config.json, curves.png")
+        print(f"{log.folder}: {', '.join(sorted(path.name for path in log.folder.iterdir()))}")
     ranks.stop()
 
 
@@ -289,7 +294,7 @@ def sample_rollouts(model, tokenizer, questions, config: Config, step, ranks, ba
 def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[float]:
     """Each rollout's saliency (Eq. 3) from its own mask (Eq. 2); nan where none can be learned."""
     if config.saliency == "none":
-        return [0.0] * len(rollouts)
+        return [math.nan] * len(rollouts)
     rewards = torch.full((len(rollouts),), torch.nan)
     mask_config = config.mask()
     valid = [n for n, rollout in enumerate(rollouts) if rollout.trace.valid]
@@ -469,7 +474,7 @@ def parse_args(arguments=None) -> Config:
         text = entry.metadata["help"]
         if entry.default is not None:
             text += f" (default: {entry.default})"
-        if PRESETS["paper"].get(entry.name, entry.default) != entry.default:
+        if PRESETS["paper"].get(entry.name) not in (None, entry.default):
             text += f" (paper: {PRESETS['paper'][entry.name]})"
         if entry.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)
@@ -481,6 +486,8 @@ def parse_args(arguments=None) -> Config:
         parser.error("--steps and --epochs both say how long to train: give one")
     if "steps" in given:
         given["epochs"] = None
+    elif "epochs" in given:
+        given["steps"] = None
     config = Config(**PRESETS[given.get("preset", "micro")] | given)
     for entry in entries:
         value, flag = getattr(config, entry.name), "--" + entry.name.replace("_", "-")

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import ctypes
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -234,20 +233,23 @@ def main() -> None:
         parser.error(f"--width {args.width}: must be a multiple of 64")
     if args.vocab_size < 300:
         parser.error(f"--vocab-size {args.vocab_size}: 256 bytes and the special tokens need 300")
-    # Built beside its place and moved when it is whole: an interrupted run harms no checkpoint.
+    if not 0 < args.decay <= 1:
+        parser.error(f"--decay {args.decay}: must be above 0 and at most 1")
+    if args.device != "cpu" and not (args.device == "cuda" and torch.cuda.is_available()):
+        parser.error(f"--device {args.device}: must be cpu, or cuda where there is a GPU")
     directory = Path(args.out)
+    if directory.exists() and not directory.is_dir():
+        parser.error(f"--out {directory}: is a file; name a folder")
+    # Built beside its place and moved when it is whole: an interrupted run harms no checkpoint.
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-") as folder:
         train_tokenizer(Path(folder), args.vocab_size, args.seed)
         model = train(args, Path(folder))
-        model.save_pretrained(folder)
-        directory.mkdir(exist_ok=True)
-        for file in Path(folder).iterdir():
-            os.replace(file, directory / file.name)
+        prompts.Tokenizer.from_directory(folder).save(directory)
+    model.save_pretrained(directory)
     print(f"wrote {directory}")
-    if (
-        not args.no_eval
-    ):  # eval.py stands above data/, so it runs as the command a reader would type
+    if not args.no_eval:
+        # eval.py stands above data/, so it runs as the command that a reader would type.
         script = Path(__file__).parent.parent / "eval.py"
         subprocess.run([sys.executable, str(script), "--model", str(directory)], check=True)
 

@@ -172,6 +172,7 @@ def test_the_paper_preset_is_section_3_4():
     assert (config.questions, config.rollouts, config.passes, config.micro_batch) == (8, 8, 2, 2)
     assert (config.lr, config.clip_eps, config.ratio) == (8e-7, 0.2, "sequence")
     assert (config.epochs, config.steps, config.max_new_tokens) == (5, None, 1024)
+    assert parse_args(["--epochs", "2"]).steps is None
     assert (config.temperature, config.eval_problems, config.eval_samples) == (1.0, 500, 4)
     assert parse_args(["--preset", "paper", "--steps", "3"]).epochs is None
 
@@ -243,6 +244,7 @@ def test_bad_input_gets_a_sentence_and_leaves_nothing(
         ("tokenizer.json", "{}"),
         ("generation_config.json", '{"eos_token_id": "x"}'),
         ("tokenizer_config.json", '{"chat_template": 5}'),
+        ("tokenizer_config.json", '{"chat_template": "{% if %}"}'),
     ],
 )
 def test_a_damaged_checkpoint_is_named(name, content, tmp_path, monkeypatch, capsys):
