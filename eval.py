@@ -32,7 +32,8 @@ from grpo import generate
 from model import Llama, checkpoint_directory
 from ranks import Progress, pick_device
 
-OPERATORS = set("+-*/=<>^%×÷−±≤≥≠≈")  # what blank English, without a tagger, counts as a symbol
+# What counts as a symbol, beside currency marks, where blank English has no tagger.
+OPERATORS = set("+-*/=<>^%×÷−±≤≥≠≈")
 
 
 def evaluate(
@@ -325,19 +326,19 @@ def main() -> None:
         "checkpoints on the same problems.",
     )
     limits = "; ".join(f"{name}: {entry.max_new_tokens}" for name, entry in DATASETS.items())
-    options = {  # name: (type, default, help)
-        "limit": (int, 300, "number of problems"),
-        "samples": (int, 4, "samples per problem"),
-        "temperature": (float, 1.0, "0 is greedy"),
-        "max-new-tokens": (int, None, f"longest completion, by default {limits}"),
-        "batch-size": (int, 256, "samples decoded together"),
-        "auroc-traces": (int, 64, "micro: traces whose saliency is scored, 0 for none"),
-        "mask-sparsity": (float, 1e-3, "sparsity of the sparse mask in that score"),
-        "spacy-model": (str, None, "trained spaCy pipeline, by default blank English"),
-        "seed": (int, 0, "of the sampling"),
-        "device": (str, None, "cpu or cuda, by default cuda where there is one"),
-        "data-dir": (str, None, "folder with the dataset's files"),
-        "out": (str, None, "folder to write results.json to"),
+    options = {  # name: (type, default, at least, help)
+        "limit": (int, 300, 1, "number of problems"),
+        "samples": (int, 4, 1, "samples per problem"),
+        "temperature": (float, 1.0, 0, "0 is greedy"),
+        "max-new-tokens": (int, None, 1, f"longest completion, by default {limits}"),
+        "batch-size": (int, 256, 1, "samples decoded together"),
+        "auroc-traces": (int, 64, 0, "micro: traces whose saliency is scored, 0 for none"),
+        "mask-sparsity": (float, 1e-3, 0, "sparsity of the sparse mask in that score"),
+        "spacy-model": (str, None, None, "trained spaCy pipeline, by default blank English"),
+        "seed": (int, 0, 0, "of the sampling"),
+        "device": (str, None, None, "cpu or cuda, by default cuda where there is one"),
+        "data-dir": (str, None, None, "folder with the dataset's files"),
+        "out": (str, None, None, "folder to write results.json to"),
     }
     parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
     parser.add_argument(
@@ -356,16 +357,14 @@ def main() -> None:
         choices=("train", "heldout", "hard"),
         help="heldout (the default) is GSM8K's test file; hard is the micro task's",
     )
-    for name, (kind, default, text) in options.items():
+    for name, (kind, default, _, text) in options.items():
         text += "" if default is None else f" (default: {default})"
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     args = parser.parse_args()
-    least = {"limit": 1, "samples": 1, "batch_size": 1, "auroc_traces": 0, "seed": 0}
-    least |= {"temperature": 0, "max_new_tokens": 1, "mask_sparsity": 0}
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and not bound <= value < math.inf:
-            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
+    for name, (_, _, least, _) in options.items():
+        value = getattr(args, name.replace("-", "_"))
+        if None not in (least, value) and not least <= value < math.inf:
+            parser.error(f"--{name} {value}: must be a number of at least {least}")
     try:
         run(args)
     except (ValueError, OSError) as error:

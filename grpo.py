@@ -84,7 +84,8 @@ def generate(
             logits = model(token[:, None], cache=cache, positions=lengths[:, None] + step)[:, 0]
     if progress:
         progress(len(prompts) - reported)
-    return [until_eos(row, set(eos_ids)) for row in sampled.tolist()]
+    stops = set(eos_ids)
+    return [until_eos(row, stops) for row in sampled.tolist()]
 
 
 def choose(logits, uniform, temperature) -> torch.Tensor:

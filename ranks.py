@@ -49,9 +49,13 @@ class Ranks:
         if self.rank == 0:
             print(text, flush=True)
 
+    def share_size(self, total: int) -> int:
+        """Rows that a full share of `total` has."""
+        return -(-total // self.world_size)
+
     def share(self, rows: list) -> list:
         """This rank's slice; the last ranks' may be shorter, or empty."""
-        size = -(-len(rows) // self.world_size)
+        size = self.share_size(len(rows))
         return rows[self.rank * size : (self.rank + 1) * size]
 
     def gather(self, mine: list) -> list:
@@ -72,18 +76,18 @@ class Ranks:
 
 
 def pick_device(name: str | None, flag: str = "--device") -> torch.device:
-    """cpu, cuda or cuda:N; None is cuda where there is one.
+    """cpu, cuda or cuda:N; None is cuda where there is one. A GPU comes with its index.
 
     Raises ValueError naming the flag for a device that is not here.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     known = name == "cpu" or (kind == "cuda" and (index.isdecimal() or name == "cuda"))
     if not known or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
         here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
         raise ValueError(f"{flag} {name}: not on this machine, which has {here}")
-    return torch.device(name)
+    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
 
 
 class Progress:

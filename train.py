@@ -242,7 +242,7 @@ def train(config: Config) -> None:
             "seconds_policy": clock[3] - clock[2],
         }
         log.write(metrics)
-        log.write_samples(step + 1, facts, outcome, saliency, advantages)
+        log.write_samples(step + 1, facts, saliency, advantages)
         ranks.say(update_line(metrics, steps))
         if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < steps:
             evaluate_heldout(step + 1, config.eval_every_problems, f"after {step + 1}")
@@ -360,7 +360,7 @@ def fill_up(rollouts, advantages, everyone: int, ranks) -> tuple[list, list, tor
 
     Every rank must run as many micro-batches as the others, or the gradient exchange hangs.
     """
-    missing = -(-everyone // ranks.world_size) - len(rollouts)
+    missing = ranks.share_size(everyone) - len(rollouts)
     prompts = [rollout.prompt for rollout in rollouts] + [[0]] * missing
     completions = [rollout.completion for rollout in rollouts] + [[]] * missing
     return prompts, completions, torch.tensor(advantages + [0.0] * missing, device=ranks.device)
@@ -429,15 +429,10 @@ class Log:
         self.history.append(line)
         self._append("metrics.jsonl", [line])
 
-    def write_samples(self, step, facts, outcome, saliency, advantages) -> None:
-        columns = zip(facts, outcome.tolist(), saliency.tolist(), advantages.tolist(), strict=True)
-        self._append(
-            "samples.jsonl",
-            [
-                {"step": step, **fact, "outcome": o, "saliency": s, "advantage": a}
-                for fact, o, s, a in columns
-            ],
-        )
+    def write_samples(self, step, facts, saliency, advantages) -> None:
+        columns = zip(facts, saliency.tolist(), advantages.tolist(), strict=True)
+        lines = [{"step": step, **fact, "saliency": s, "advantage": a} for fact, s, a in columns]
+        self._append("samples.jsonl", lines)
 
     def _append(self, name: str, lines: list[dict]) -> None:
         if self.rank == 0:

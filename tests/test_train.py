@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import eval as evaluation
 import train
 from atman import MaskConfig
+from ranks import pick_device
 from train import draw_questions, fill_missing, parse_args
 
 ROOT = Path(__file__).parent.parent
@@ -295,6 +296,18 @@ def test_torchrun_shows_the_sentence_too(tmp_path):
 )
 def test_bad_input_to_eval_gets_a_sentence(arguments, named, monkeypatch, capsys):
     assert named in refused(evaluation.main, arguments.split(), monkeypatch, capsys)
+
+
+def test_a_gpu_comes_with_its_index(monkeypatch):
+    """torch.cuda.set_device takes no device without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, index in ((None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
+        assert pick_device(name) == torch.device("cuda", index)
+    assert pick_device("cpu") == torch.device("cpu")
+    for name in ("cuda:2", "cuda:", "cuda:-1", "gpu", "cpu:0"):
+        with pytest.raises(ValueError, match=f"--device {name}"):
+            pick_device(name)
 
 
 @pytest.mark.parametrize("command", ["train.py", "eval.py"])
