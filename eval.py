@@ -29,7 +29,8 @@ from data import DATASETS, instruction, load_problems, micro_task
 from data.prompts import Tokenizer
 from data.traces import gold_tail, reasoning_spans, split_trace
 from grpo import generate
-from model import Llama, checkpoint_directory
+from hub import checkpoint_directory
+from model import Llama
 from ranks import Progress, pick_device
 
 # What counts as a symbol, beside currency marks, where blank English has no tagger.

@@ -8,25 +8,22 @@ The mask is the only thing here that other Llamas do not have. It is added to th
 layer and head before the softmax, so that the attention still sums to one; what is in the future
 stays at minus infinity whatever the mask says. None is the plain model.
 
-Reads and writes the Hugging Face directory form (config.json, generation_config.json,
-model.safetensors or shards with an index). In those files q_proj and k_proj are laid out for the
-rotate-half form of RoPE used below; Meta's own .pth files are interleaved and do not fit.
+The files of a checkpoint are checkpoint.py's, hub names are hub.py's.
 
 Shapes: B batch, S sequence (query positions), K key positions, heads, kv_heads, head_dim, V
 vocabulary. repeats = heads // kv_heads: query head i reads key/value head i // repeats.
 """
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
+
+from checkpoint import LLAMA3_ROPE_KEYS, config_json, read_config, read_weights, write_checkpoint
+from hub import checkpoint_directory
 
 
 @dataclass(frozen=True)
@@ -49,101 +46,9 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_directory(cls, directory: Path) -> "LlamaConfig":
-        """Read config.json (and generation_config.json's stop tokens, where it has them).
-
-        Newer transformers writes `rope_parameters` with rope_theta inside, older `rope_scaling`
-        beside `rope_theta`: both are read. Raises ValueError naming the file and what is wrong.
-        """
-        path = directory / "config.json"
-        raw = read_json(path)
-        if raw.get("model_type") != "llama":
-            raise ValueError(f"{path}: model_type is {raw.get('model_type')!r}; only llama is read")
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"{path}: rope_scaling must be an object or null, not {rope!r}")
-        rope = dict(rope)
-        theta = rope.pop("rope_theta", raw.get("rope_theta", 10000.0))
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "llama3"):
-            raise ValueError(f"{path}: rope type {rope_type!r}; only default and llama3 are known")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"{path}: hidden_act is {raw['hidden_act']!r}; only silu is known")
-        for key in LLAMA3_ROPE_KEYS if rope_type == "llama3" else ():
-            if not isinstance(rope.get(key), int | float) or rope[key] <= 0:
-                raise ValueError(f"{path}: llama3 rope scaling needs {key}, a number above 0")
-        for flag in ("attention_bias", "mlp_bias", "quantization_config"):
-            if raw.get(flag):
-                raise ValueError(f"{path}: {flag} is set; this Llama has no such weights")
-        eos = raw.get("eos_token_id")
-        generation_path = directory / "generation_config.json"
-        if generation_path.exists():
-            stops = read_json(generation_path).get("eos_token_id")
-            eos = eos if stops is None else stops
-        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-
-        def whole(key: str, default=None) -> int:
-            value = raw.get(key) or default
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{path}: {key} must be a whole number above 0, not {value!r}")
-            return value
-
-        for key, value in {"rope_theta": theta, "rms_norm_eps": raw.get("rms_norm_eps")}.items():
-            if value is not None and not isinstance(value, int | float):
-                raise ValueError(f"{path}: {key} must be a number, not {value!r}")
-        vocab_size, heads = whole("vocab_size"), whole("num_attention_heads")
-        if not all(isinstance(token, int) and 0 <= token < vocab_size for token in eos_ids):
-            raise ValueError(f"{directory}: eos_token_id {eos!r} is not in the vocabulary")
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=whole("hidden_size"),
-            intermediate_size=whole("intermediate_size"),
-            num_hidden_layers=whole("num_hidden_layers"),
-            num_attention_heads=heads,
-            num_key_value_heads=whole("num_key_value_heads", heads),
-            head_dim=whole("head_dim", whole("hidden_size") // heads),
-            rms_norm_eps=raw.get("rms_norm_eps") or 1e-6,
-            rope_theta=theta or 10000.0,
-            rope_scaling=rope if rope_type == "llama3" else None,
-            max_position_embeddings=whole("max_position_embeddings", 2048),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            bos_token_id=raw.get("bos_token_id"),
-            eos_token_ids=eos_ids,
-        )
-
-    def to_json(self, dtype: torch.dtype) -> dict:
-        """config.json as transformers and vLLM read it."""
-        eos = list(self.eos_token_ids)
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling,
-            "max_position_embeddings": self.max_position_embeddings,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-            "torch_dtype": str(dtype).removeprefix("torch."),
-        }
-
-
-LLAMA3_ROPE_KEYS = (
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-)
+    def from_directory(cls, directory) -> "LlamaConfig":
+        """From config.json and generation_config.json. ValueError naming what is wrong there."""
+        return cls(**read_config(Path(directory)))
 
 
 def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
@@ -154,13 +59,14 @@ def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
     of the sequence at hand.
     """
     even = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-    frequencies = config.rope_theta ** -(even / config.head_dim)
+    frequencies = 1.0 / config.rope_theta ** (even / config.head_dim)
     if config.rope_scaling is None:
         return frequencies
     factor, low, high, context = (config.rope_scaling[key] for key in LLAMA3_ROPE_KEYS)
-    turns = context * frequencies / (2 * math.pi)  # full turns within the original context
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / factor)
+    wavelengths = 2 * math.pi / frequencies  # in tokens
+    kept = ((context / wavelengths - low) / (high - low)).clamp(0, 1)
+    # In this order the float32 values are transformers' own, bit for bit.
+    return (1 - kept) * frequencies / factor + kept * frequencies
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -298,6 +204,7 @@ class Llama(nn.Module):
                 nn.init.normal_(weight, std=0.02)
         # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
         self.frequencies = rope_frequencies(config)
+        self.loaded_from = None  # the directory, for the files that a save carries along
 
     def forward(self, tokens, mask=None, cache=None, positions=None, head_rows=None):
         """Logits of the next token.
@@ -346,69 +253,26 @@ class Llama(nn.Module):
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             model = cls(config)
         model = model.to(dtype).to_empty(device=device)
-        parameters = {file_key(name): weight for name, weight in model.named_parameters()}
-        missing = set(parameters)
-        for path in weight_files(directory):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for key in file.keys():
-                        if key == "lm_head.weight" and config.tie_word_embeddings:
-                            continue  # some tuned checkpoints carry the tied head all the same
-                        if key not in parameters:
-                            raise ValueError(f"{path}: unexpected tensor {key}")
-                        tensor = file.get_tensor(key)
-                        if tensor.shape != parameters[key].shape:
-                            raise ValueError(
-                                f"{path}: {key} has shape {tuple(tensor.shape)}, "
-                                f"config.json asks for {tuple(parameters[key].shape)}"
-                            )
-                        parameters[key].data.copy_(tensor)
-                        missing.discard(key)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{path} is missing or damaged ({error}); fetch the checkpoint again"
-                ) from None
-        if missing:
-            raise ValueError(f"{directory}: the weights lack {len(missing)} tensors, for example "
-                             f"{min(missing)}")  # fmt: skip
+        read_weights(directory, model.file_weights())
+        model.loaded_from = directory
         return model
 
-    def save_pretrained(self, path, max_shard_bytes: int = 5_000_000_000) -> None:
-        """Write config.json, generation_config.json and the weights, each file whole or not at all.
+    def save_pretrained(self, path, beside=None, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write a directory that this project, transformers and vLLM load, whole or not at all.
 
-        One model.safetensors, or shards of at most max_shard_bytes with an index. The tokenizer is
-        not the model's: data.prompts.Tokenizer.save writes it beside.
+        The tokenizer's files, and settings that the arithmetic does not depend on, come from the
+        directory `beside`, by default the one that this model was loaded from. Raises OSError.
         """
-        directory = Path(path)
-        directory.mkdir(parents=True, exist_ok=True)
-        shards, size = [{}], 0
-        for name, weight in self.named_parameters():
-            bytes_needed = weight.numel() * weight.element_size()
-            if shards[-1] and size + bytes_needed > max_shard_bytes:
-                shards.append({})
-                size = 0
-            shards[-1][file_key(name)] = weight.detach().cpu().contiguous()
-            size += bytes_needed
-        names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
-        names = ["model.safetensors"] if len(shards) == 1 else names
-        for name, tensors in zip(names, shards, strict=True):
-            save_file(tensors, directory / f"{name}.part", metadata={"format": "pt"})
-            os.chmod(directory / f"{name}.part", 0o644)  # safetensors makes it the owner's alone
-            os.replace(directory / f"{name}.part", directory / name)
-        index_path = directory / "model.safetensors.index.json"
-        index_path.unlink(missing_ok=True)
-        for path in directory.glob("model*.safetensors"):  # an older save's, which a reader may
-            if path.name not in names:  # take for the weights
-                path.unlink()
-        if len(shards) > 1:
-            total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
-            where = {key: name for name, s in zip(names, shards, strict=True) for key in s}
-            index = {"metadata": {"total_size": total}, "weight_map": where}
-            write_json(index_path, index)
-        config = self.config.to_json(next(self.parameters()).dtype)
-        write_json(directory / "config.json", config)
-        stops = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-        write_json(directory / "generation_config.json", stops)
+        weights = self.file_weights()
+        config = config_json(self.config, next(iter(weights.values())).dtype)
+        write_checkpoint(path, config, weights, beside or self.loaded_from, max_shard_bytes)
+
+    def file_weights(self) -> dict[str, torch.Tensor]:
+        """The weights under their names in Hugging Face files; a tied head is not among them."""
+        return {
+            name if name.startswith("lm_head.") else f"model.{name}": weight.detach()
+            for name, weight in self.named_parameters()
+        }
 
 
 def right_pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -433,64 +297,3 @@ def check_mask(mask, batch: int, heads: int, length: int, keys: int) -> None:
             f"mask of shape {tuple(mask.shape)} and {mask.dtype} does not fit {batch} sequences of "
             f"{length} tokens: give (S, S), (B, 1, S, S) or (B, heads, S, S) in a float format"
         )
-
-
-def file_key(name: str) -> str:
-    """A parameter's name in Hugging Face files: all but the output head stand under `model.`"""
-    return name if name.startswith("lm_head.") else f"model.{name}"
-
-
-def checkpoint_directory(path_or_repo, flag: str = "--model") -> Path:
-    """The local directory of a checkpoint; a hub name (owner/name) is downloaded first.
-
-    Raises FileNotFoundError naming the flag, what was tried and what to do.
-    """
-    if Path(path_or_repo).is_dir():
-        return Path(path_or_repo)
-    name = str(path_or_repo)
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise FileNotFoundError(
-            f"{flag} {name}: no such directory; give a checkpoint directory or a hub name such as "
-            "meta-llama/Llama-3.2-3B-Instruct"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:  # the hub's many errors all mean: not here, and this is why
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{flag} {name}: neither a directory here nor loadable from the hub ({reason}); "
-            "download the checkpoint elsewhere and give its directory"
-        ) from None
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json names."""
-    index_path = directory / "model.safetensors.index.json"
-    if not index_path.exists():
-        return [directory / "model.safetensors"]
-    names = sorted(set(read_json(index_path).get("weight_map", {}).values()))
-    if not names or any(Path(name).name != name for name in names):
-        raise ValueError(f"{index_path}: weight_map must name files of this directory")
-    return [directory / name for name in names]
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; ValueError naming the file when it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is missing or damaged ({error}); fetch the checkpoint again"
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return content
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file under a temporary name, then rename it: never a torn file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -34,7 +34,8 @@ from data.prompts import Tokenizer
 from data.traces import Trace, split_trace
 from eval import curves, evaluate, load_spacy, make_folder, optimize_traces, summarize, table
 from grpo import generate, group_advantages, outcome_reward, update_policy
-from model import Llama, checkpoint_directory
+from hub import checkpoint_directory
+from model import Llama
 from ranks import Progress, Ranks
 
 
@@ -154,7 +155,9 @@ def train(config: Config) -> None:
     model = Llama.from_pretrained(directory, device=ranks.device)
     # The policy pass goes through DDP's wrapper, or its gradients would never be averaged; sampling
     # and masks use the bare model.
-    policy = DistributedDataParallel(model) if ranks.world_size > 1 else model
+    policy = model
+    if ranks.world_size > 1:  # gradients live in DDP's buckets: no second copy of them
+        policy = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     problems = load_problems(config.dataset, "train", config.data_dir)
     heldout = load_problems(config.dataset, "heldout", config.data_dir, config.eval_problems)
@@ -249,7 +252,6 @@ def train(config: Config) -> None:
     after = evaluate_heldout(steps, config.eval_problems, "after")
     if ranks.rank == 0:
         model.save_pretrained(log.folder / "checkpoint")
-        tokenizer.save(log.folder / "checkpoint")
         curves(log.history, log.folder / "curves.png")
         print(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}\n")
         print(f"{log.folder}: {', '.join(sorted(path.name for path in log.folder.iterdir()))}")

@@ -32,8 +32,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from checkpoint import write_json
 from data import micro_task, prompts
-from model import Llama, LlamaConfig, write_json
+from model import Llama, LlamaConfig
 
 # Llama 3's split pattern, as published in its tokenizer.json.
 SPLIT = (
@@ -245,8 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-") as folder:
         train_tokenizer(Path(folder), args.vocab_size, args.seed)
         model = train(args, Path(folder))
-        prompts.Tokenizer.from_directory(folder).save(directory)
-    model.save_pretrained(directory)
+        model.save_pretrained(directory, beside=folder)
     print(f"wrote {directory}")
     if not args.no_eval:
         # eval.py stands above data/, so it runs as the command that a reader would type.

@@ -14,7 +14,6 @@ writes is pinned, or two runs of one seed would differ.
 
 import datetime
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,13 +25,6 @@ PINNED_DATE = datetime.date(2024, 7, 26)  # the date that Llama 3.2's template f
 PINNED_DATE_TEXT = "26 Jul 2024"  # spelled out: strftime's month name follows the locale
 BASE_PROMPT = "Question: {user_text}\nAnswer:"
 USER_PLACE = "@@the-user-text-goes-here@@"  # stands for the user's text while the template renders
-SAVED_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",  # where the stop ids stand
-)
 
 
 class Tokenizer:
@@ -121,15 +113,6 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token adds to the text: b"" for special tokens and ids without an entry."""
         return self._token_bytes[token_id] if 0 <= token_id < len(self._token_bytes) else b""
-
-    def save(self, directory: str | Path) -> None:
-        """Copies the tokenizer's files, unchanged, so that `from_directory(directory)` is equal."""
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in SAVED_FILES:
-            source = self.directory / name
-            if source.is_file() and source.resolve() != (target / name).resolve():
-                shutil.copyfile(source, target / name)
 
     def _encode(self, text: str, control_tokens: bool) -> list[int]:
         self._backend.encode_special_tokens = not control_tokens

@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from data import gsm8k
+from data.prompts import Tokenizer
+from data.traces import gold_tail, split_trace
 
 PROBLEMS = [
     {
@@ -202,3 +204,27 @@ def test_the_published_files(split, count, capsys):
         mark in problem.solution for problem in problems for mark in ("<<", ">>", "####")
     )
     assert all(problem.question and problem.solution for problem in problems)
+
+
+@pytest.mark.skipif("ATMANRL_GSM8K_DIR" not in os.environ, reason="needs the published files")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_published_line_there_and_back(split):
+    """Question to prompt, solution and answer to a trace, gold answer to tokens: nothing lost."""
+    tokenizer = Tokenizer.from_directory("data/micro")  # byte-level: no text is beyond it
+    eos = tokenizer.eos_ids[0]
+    for problem in gsm8k.load(split, os.environ["ATMANRL_GSM8K_DIR"]):
+        message = gsm8k.instruction(problem.question)
+        prompt = tokenizer.encode_prompt(message)
+        assert message in tokenizer.decode(prompt) and prompt.count(tokenizer.bos_id) == 1
+        grouped = f"{int(problem.answer):,}"  # as people write it
+        for answer in (problem.answer, f"${grouped}".replace("$-", "-$"), f"{grouped}.00"):
+            text = f"{problem.solution}\n##### {answer}"
+            trace = split_trace([*tokenizer.encode(text), eos], tokenizer)
+            assert trace.valid and trace.delimiter_count == 1, text
+            assert trace.number == problem.answer and trace.correct(problem.answer), text
+            assert trace.text == text
+            before, after = tokenizer.decode(trace.reasoning), tokenizer.decode(trace.delimiter)
+            assert (before + after).startswith(f"{problem.solution}\n#####")
+            delimiter, gold = gold_tail(trace, problem.answer, tokenizer)
+            assert tokenizer.decode(delimiter + gold).endswith(f"##### {problem.answer}")
+            assert not trace.correct(str(int(problem.answer) + 1))

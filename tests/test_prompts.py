@@ -4,6 +4,7 @@ import pytest
 import tokenizers
 
 from data.prompts import BASE_PROMPT, Tokenizer
+from tests import tiny
 from tests.llama_tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 TEXTS = ["Hi Tom, how many eggs are left? It is 16 - 3 = 13.\n##### 13\n\nToday Date: user"] * 10
@@ -121,6 +122,48 @@ def test_dated_template_is_pinned(directory):
     assert tokenizer.decode(tokenizer.encode_prompt("Hi")).startswith("26 Jul 2024|2024-07-26")
 
 
+def test_the_ids_of_llama_3_2(directory):
+    """"Hi" in Llama 3.2's own ids: its vocabulary cut down to the pieces of this prompt."""
+    pieces = {
+        **{"system": 9125, "user": 882, "assistant": 78191, "Hi": 13347, "\n\n": 271, "\n": 198},
+        **{"Cut": 38766, "ting": 1303, " Knowledge": 33025, " Date": 2696, ":": 25, " ": 220},
+        **{" December": 6790, "202": 2366, "3": 18, "4": 19, "Today": 15724, "26": 1627},
+        **{" Jul": 10263},
+        # what BPE makes "Cut" and "ting" from, with ids of our own
+        **{letter: 100_000 + n for n, letter in enumerate("CutingT")},
+        **{"Cu": 100_010, "ti": 100_011, "tin": 100_012},
+    }
+    merges = [("C", "u"), ("Cu", "t"), ("t", "i"), ("ti", "n"), ("tin", "g")]
+    special = {
+        "<|begin_of_text|>": 128000,
+        "<|end_of_text|>": 128001,
+        "<|finetune_right_pad_id|>": 128004,
+        "<|start_header_id|>": 128006,
+        "<|end_header_id|>": 128007,
+        "<|eom_id|>": 128008,
+        "<|eot_id|>": 128009,
+    }
+    content = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = {t.replace("\n", "Ċ").replace(" ", "Ġ"): i for t, i in pieces.items()}
+    content["model"] |= {"vocab": vocabulary | special, "merges": merges}
+    content["added_tokens"] = [
+        {"id": i, "content": token, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for token, i in special.items()
+    ]
+    content["post_processor"] = None
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    (directory / "chat_template.jinja").write_text(DATED_TEMPLATE)
+    edit(directory / "generation_config.json", eos_token_id=[128001, 128008, 128009])
+    tokenizer = Tokenizer.from_directory(directory)
+    # Published ids, as transformers gives them for Llama-3.2-3B-Instruct with this date.
+    header = [128000, 128006, 9125, 128007, 271, 38766, 1303, 33025, 2696, 25, 6790, 220, 2366, 18]
+    header += [198, 15724, 2696, 25, 220, 1627, 10263, 220, 2366, 19, 271, 128009]
+    user = [128006, 882, 128007, 271, 13347, 128009]
+    assert tokenizer.encode_prompt("Hi") == [*header, *user, 128006, 78191, 128007, 271]
+    assert tokenizer.eos_ids == (128001, 128008, 128009) and tokenizer.pad_id == 128004
+
+
 def test_a_template_may_read_the_date_and_leave_its_lines_to_trim_blocks(directory):
     template = "{{ date_string }}:\n  {% if true %}\n{{ messages[0].content }}\n  {% endif %}\n"
     edit(directory / "tokenizer_config.json", chat_template=template)
@@ -168,15 +211,13 @@ def test_added_tokens_that_are_not_special_are_text(directory):
     )
 
 
-def test_save_gives_an_equal_tokenizer(directory, tmp_path):
+def test_a_model_saved_with_it_has_an_equal_tokenizer(directory, tmp_path):
     (directory / "chat_template.jinja").write_text(DATED_TEMPLATE)
     first = Tokenizer.from_directory(directory)
-    first.save(tmp_path / "new" / "place")
+    tiny.llama().save_pretrained(tmp_path / "new" / "place", beside=directory)
     second = Tokenizer.from_directory(tmp_path / "new" / "place")
     assert second.encode_prompt("Hi 16") == first.encode_prompt("Hi 16")
     assert (second.eos_ids, second.pad_id) == (first.eos_ids, first.pad_id)
-    second.save(second.directory)  # onto itself: nothing to do
-    assert second.encode("Hi") == Tokenizer.from_directory(second.directory).encode("Hi")
 
 
 def test_errors_name_the_file(directory):

@@ -1,0 +1,452 @@
+"""Checkpoint directories, read and written; what does not fit is refused with a sentence."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoint
+from model import Llama, LlamaConfig
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+# Files
+
+
+def keys_of(folder, pattern="*.safetensors"):
+    return {key: file for file in folder.glob(pattern) for key in load_file(file)}
+
+
+def edit_json(file, **changes):
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny.llama().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("limit", [10**9, 20_000])
+def test_save_and_load_bitwise(tmp_path, tied, limit):
+    eos = (3, 5) if tied else (3,)
+    changes = {"bos_token_id": 1, "eos_token_ids": eos, "max_position_embeddings": 99}
+    model = tiny.llama(tie_word_embeddings=tied, rms_norm_eps=1e-3, **changes)
+    model.save_pretrained(tmp_path / "new" / "folder", max_shard_bytes=limit)
+    folder = tmp_path / "new" / "folder"
+    loaded = Llama.from_pretrained(str(folder))
+    assert tiny.same_weights(model, loaded)
+    assert loaded.config == model.config
+    assert not list(folder.glob("*.part"))
+    expected = {f"model.{name}".replace("model.lm_head", "lm_head") for name in model.state_dict()}
+    assert set(keys_of(folder)) == expected
+    # Tied: one Parameter, and one tensor in the file.
+    assert ("lm_head.weight" in expected) == (not tied)
+    assert len(list(model.parameters())) == len(expected)
+    files = list(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if limit == 10**9:
+        assert [file.name for file in files] == ["model.safetensors"] and not index.exists()
+        return
+    content = json.loads(index.read_text())
+    assert len(files) > 2
+    assert content["weight_map"] == {key: file.name for key, file in keys_of(folder).items()}
+    assert content["metadata"]["total_size"] == 4 * sum(w.numel() for w in model.parameters())
+    for file in files:
+        assert sum(4 * tensor.numel() for tensor in load_file(file).values()) <= limit
+
+
+def test_saving_over_shards_is_what_loads_next(tmp_path):
+    tiny.llama(seed=1).save_pretrained(tmp_path, max_shard_bytes=20_000)
+    model = tiny.llama(seed=2)
+    model.save_pretrained(tmp_path)
+    assert tiny.same_weights(model, Llama.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_number_formats_convert_on_loading(tmp_path, stored, wanted):
+    model = tiny.llama(dtype=stored)
+    model.save_pretrained(tmp_path)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {stored}
+    written = json.loads((tmp_path / "config.json").read_text())["torch_dtype"]
+    assert written == str(stored).removeprefix("torch.")
+    loaded = Llama.from_pretrained(tmp_path, dtype=wanted)
+    assert tiny.same_weights(loaded, model.to(wanted))
+
+
+def test_float32_is_the_default(saved):
+    tiny.llama(dtype=torch.bfloat16).save_pretrained(saved)
+    assert {w.dtype for w in Llama.from_pretrained(saved).parameters()} == {torch.float32}
+
+
+def test_tied_checkpoint_may_carry_a_head(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, saved / "model.safetensors")
+    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(saved))
+
+
+def test_angles_in_old_files_are_left_out(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, saved / "model.safetensors")
+    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(saved))
+
+
+def test_both_forms_of_rope_config(saved):
+    old = LlamaConfig.from_directory(saved)
+    assert old.rope_scaling == tiny.LLAMA3 and old.rope_theta == 10000.0
+    both = {**tiny.LLAMA3, "rope_theta": 10000.0}
+    new_form = {"rope_scaling": ..., "rope_theta": ..., "rope_parameters": both}
+    edit_json(saved / "config.json", **new_form, torch_dtype=..., dtype="float32")
+    assert LlamaConfig.from_directory(saved) == old
+    plain = {"rope_type": "default", "rope_theta": 7.0}
+    edit_json(saved / "config.json", rope_parameters=plain)
+    config = LlamaConfig.from_directory(saved)
+    assert config.rope_scaling is None and config.rope_theta == 7.0
+
+
+@pytest.mark.parametrize(
+    "config, generation, expected",
+    [
+        (7, ..., (7,)),
+        ([7, 8], ..., (7, 8)),
+        (None, ..., ()),
+        (7, [7, 9], (7, 9)),  # generation_config.json knows all stop tokens of an Instruct model
+        ([7, 8], 9, (9,)),
+    ],
+)
+def test_stop_tokens(saved, config, generation, expected):
+    edit_json(saved / "config.json", eos_token_id=config)
+    edit_json(saved / "generation_config.json", eos_token_id=generation)
+    assert LlamaConfig.from_directory(saved).eos_token_ids == expected
+    (saved / "generation_config.json").unlink()
+    expected = () if config is None else (config,) if config == 7 else tuple(config)
+    assert LlamaConfig.from_directory(saved).eos_token_ids == expected
+
+
+def test_absent_head_dim_and_kv_heads(saved):
+    edit_json(saved / "config.json", head_dim=..., num_key_value_heads=...)
+    config = LlamaConfig.from_directory(saved)
+    assert (config.head_dim, config.num_key_value_heads) == (8, 4)
+
+
+def test_missing_directory_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such directory"):
+        Llama.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
+        Llama.from_pretrained("nowhere")
+
+
+def test_hub_names_are_fetched(saved, monkeypatch):
+    def fetch(name, revision, **options):
+        assert (name, revision) == ("owner/name", "v1")
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained("owner/name@v1"))
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.unlink(),
+        cut,
+        lambda file: file.write_bytes(b"not a tensor in sight" * 99),
+        lambda file: file.write_bytes(b""),
+    ],
+    ids=["missing", "truncated", "garbage", "empty"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_damaged_files_are_named(saved, name, damage):
+    damage(saved / name)
+    with pytest.raises(ValueError, match=f"{saved}/{name}"):
+        Llama.from_pretrained(saved)
+
+
+def test_damaged_shards_and_index_are_named(tmp_path):
+    tiny.llama().save_pretrained(tmp_path, max_shard_bytes=20_000)
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    cut(shard)
+    with pytest.raises(ValueError, match=str(shard)):
+        Llama.from_pretrained(tmp_path)
+    shard.unlink()
+    with pytest.raises(ValueError, match=str(shard)):
+        Llama.from_pretrained(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    cut(index)
+    with pytest.raises(ValueError, match=str(index)):
+        Llama.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hostname", "a/b", "..", "", 3])
+def test_index_may_only_name_files_beside_it(tmp_path, name):
+    folder = tmp_path / "inner"
+    tiny.llama().save_pretrained(tmp_path)  # a readable checkpoint one level up
+    tiny.llama().save_pretrained(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(ValueError, match=str(folder)):
+        Llama.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": ...}, "model_type is None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": ...}, "hidden_size"),
+        ({"num_attention_heads": ...}, "num_attention_heads"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers must be a whole number above 0, not '2'"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"head_dim": 7}, "head_dim 7 is odd"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_theta": -1}, "rope_theta"),
+        ({"rope_scaling": 8.0}, "rope_scaling must be an object"),
+        ({"rope_scaling": tiny.LLAMA3 | {"factor": "8"}}, "llama3 rope's factor"),
+        ({"rope_scaling": tiny.LLAMA3 | {"high_freq_factor": 1.0}}, "must be above low_freq"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unreadable_configs_are_named(saved, changes, message):
+    edit_json(saved / "config.json", **changes)
+    with pytest.raises(ValueError, match=f"{saved}/config.json.*{message}"):
+        Llama.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda t: t.pop("model.norm.weight"), "model.norm.weight"),
+        (lambda t: t.update({"model.layers.2.extra": torch.ones(1)}), "model.layers.2.extra"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(1)}), r"model.norm.weight .*\(1,\)"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)}),
+            "model.norm.weight is in torch.float8_e4m3fn; quantised",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "int8"),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
+            "unexpected tensor model.layers.0.self_attn.q_proj.bias",
+        ),
+    ],
+    ids=["missing", "surplus", "misshapen", "float8", "int8", "bias"],
+)
+def test_wrong_tensors_are_named(saved, edit, message):
+    tensors = load_file(saved / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{saved}.*{message}"):
+        Llama.from_pretrained(saved)
+
+
+def test_other_weight_formats_are_named(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"{saved} has pytorch_model.bin but no model.safetensors"):
+        Llama.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("stops", [64, -1, "2", [2, 99], True])
+def test_stop_tokens_outside_the_vocabulary_are_named(saved, stops):
+    edit_json(saved / "generation_config.json", eos_token_id=stops)
+    with pytest.raises(ValueError, match=f"{saved}: eos_token_id .* is not in the vocabulary"):
+        Llama.from_pretrained(saved)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_loading_takes_one_extra_shard_at_most(tmp_path):
+    """Peak memory of a process that loads 100 MB in shards of 20 MB, tiny load before it aside."""
+    shape = {"vocab_size": 10_000, "hidden_size": 512, "intermediate_size": 2048, "head_dim": 128}
+    big = Llama(LlamaConfig(**tiny.SHAPE | shape | {"num_hidden_layers": 5}))
+    big.save_pretrained(tmp_path / "big", max_shard_bytes=20 * 10**6)
+    tiny.llama().save_pretrained(tmp_path / "tiny")
+    script = """
+import sys
+from model import Llama
+def peak():  # bytes; unlike getrusage's figure it forgets what ran before exec
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+Llama.from_pretrained(sys.argv[1] + "/tiny")
+before = peak()
+model = Llama.from_pretrained(sys.argv[1] + "/big")
+print(peak() - before, sum(w.numel() * 4 for w in model.parameters()))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    peak, size = map(int, out.split())
+    assert size > 90 * 10**6
+    assert size / 2 < peak < size + 25 * 10**6
+
+
+# Saving: the folder appears whole or not at all, with what belongs beside the weights
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_belongs_beside_the_weights_goes_along(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    tiny.llama(eos_token_ids=(2, 3)).save_pretrained(source)
+    tokenizer_files = {
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": "{ }",
+        "special_tokens_map.json": "{  }",
+        "chat_template.jinja": "{{ messages }}",
+    }
+    for name, text in tokenizer_files.items():
+        (source / name).write_text(text)
+    (source / "optimizer.bin").write_text("not a part of the checkpoint")
+    new_form = {"rope_theta": 10000.0, **tiny.LLAMA3}
+    edit_json(source / "config.json", rope_parameters=new_form, rope_scaling=..., rope_theta=...)
+    edit_json(source / "config.json", torch_dtype=..., dtype="bfloat16", pad_token_id=5)
+    edit_json(source / "generation_config.json", temperature=0.6)
+    target.mkdir()
+    (target / "notes").mkdir()
+    (target / "notes" / "mine.txt").write_text("keep me")
+    (target / "model-00001-of-00001.safetensors").write_text("an older save's")
+
+    Llama.from_pretrained(source).save_pretrained(target)
+
+    assert sorted(path.name for path in target.iterdir()) == sorted(
+        [*tokenizer_files, "config.json", "generation_config.json", "model.safetensors", "notes"]
+    )
+    assert (target / "notes" / "mine.txt").read_text() == "keep me"
+    for name, text in tokenizer_files.items():
+        assert (target / name).read_text() == text
+    config = json.loads((target / "config.json").read_text())
+    assert config["pad_token_id"] == 5 and config["torch_dtype"] == "float32"
+    assert config["rope_scaling"] == tiny.LLAMA3 and config["rope_theta"] == 10000.0
+    assert "rope_parameters" not in config and "dtype" not in config
+    generation = json.loads((target / "generation_config.json").read_text())
+    assert generation == {"temperature": 0.6, "bos_token_id": None, "eos_token_id": [2, 3]}
+    assert {path.stat().st_mode & 0o777 for path in target.glob("model*")} == {0o644}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_saving_onto_itself_and_after_the_source_is_gone(tmp_path):
+    tiny.llama().save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    model = Llama.from_pretrained(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    model.save_pretrained(tmp_path / "a")
+    assert contents(tmp_path / "a") == before
+    shutil.rmtree(tmp_path / "a")
+    with pytest.warns(UserWarning, match="a is gone: .*b gets no tokenizer files"):
+        model.save_pretrained(tmp_path / "b")
+    assert tiny.same_weights(model, Llama.from_pretrained(tmp_path / "b"))
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    tiny.llama().save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(tmp_path / "disk"))
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        tiny.llama().save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs, so cleaning up is disabled too."""
+
+
+def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch):
+    """Before each call that touches the disk in turn: the old folder or the new one is there."""
+    target, old, new = tmp_path / "target", tiny.llama(seed=1), tiny.llama(seed=2)
+    calls = [(checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint, "sync")]
+    calls += [(os, "rename"), (os, "chmod"), (shutil, "copy2")]
+    real = {name: getattr(module, name) for module, name in calls}
+    remove, clock = shutil.rmtree, {"now": 0, "kill at": 0}
+
+    def until_killed(name):
+        def call(*args, **kwargs):
+            clock["now"] += 1
+            if clock["now"] > clock["kill at"]:
+                raise Killed
+            return real[name](*args, **kwargs)
+
+        return call
+
+    def remove_while_alive(*args, **kwargs):  # a killed process cleans nothing up
+        if clock["now"] <= clock["kill at"]:
+            remove(*args, **kwargs)
+
+    finished, seen = False, set()
+    while not finished:
+        clock["kill at"] += 1
+        clock["now"] = 0
+        remove(target, ignore_errors=True)
+        old.save_pretrained(target, max_shard_bytes=20_000)
+        (target / "notes.txt").write_text("keep me")
+        with monkeypatch.context() as patch:
+            for module, name in calls:
+                patch.setattr(module, name, until_killed(name))
+            patch.setattr(shutil, "rmtree", remove_while_alive)
+            try:
+                new.save_pretrained(target, max_shard_bytes=30_000)
+                finished = True
+            except Killed:
+                pass
+        if target.is_dir():
+            loaded = Llama.from_pretrained(target)
+            assert (target / "notes.txt").read_text() == "keep me"
+        else:  # between the two renames
+            loaded = Llama.from_pretrained(tmp_path / ".target.old")
+        which = [n for n, m in enumerate((old, new)) if tiny.same_weights(loaded, m)]
+        seen.add((which[0], target.is_dir()))
+        # The next save sets everything right.
+        third = tiny.llama(seed=3)
+        third.save_pretrained(target)
+        assert tiny.same_weights(third, Llama.from_pretrained(target))
+        assert (target / "notes.txt").read_text() == "keep me"
+        assert os.listdir(tmp_path) == ["target"]
+    assert seen == {(0, True), (0, False), (1, True)} and clock["kill at"] > 20
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path):
+    """A limit on file size stands for the full disk: writing fails half way."""
+    tiny.llama(seed=1).save_pretrained(tmp_path / "target")
+    before = contents(tmp_path)
+    script = """
+import resource, signal, sys
+from tests import tiny
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    tiny.llama(seed=2).save_pretrained(sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "target")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "target cannot be written" in out and "File too large" in out
+    assert contents(tmp_path) == before
