@@ -53,9 +53,10 @@ def evaluate(
     """Sample every problem; one record per sample, question-major.
 
     A record holds id, question, gold, sample (its number), text (reasoning as text), reasoning and
-    completion (ids), number (the parsed answer or None), correct, truncated, no_delimiter. Each
-    sample draws from (seed, problem's id, sample), whatever the batch or the other problems.
-    progress is called with the number of samples done.
+    completion (ids), number (the parsed answer, a letter where gold is one, or None), correct,
+    truncated, no_delimiter, and subject where problems have one. Each sample draws from (seed,
+    problem's id, sample), whatever the batch or the other problems. progress is called with the
+    number of samples done.
     """
     jobs = [(place, sample) for place in range(len(problems)) for sample in range(samples)]
     prompts = [tokenizer.encode_prompt(instruction(dataset, p.question)) for p in problems]
@@ -82,10 +83,11 @@ def evaluate(
                     "text": trace.reasoning_text,
                     "reasoning": trace.reasoning,
                     "completion": completion,
-                    "number": trace.number,
+                    "number": trace.parsed(problem.answer),
                     "correct": trace.correct(problem.answer),
                     "truncated": trace.truncated,
                     "no_delimiter": not trace.delimiter,
+                    **({"subject": problem.subject} if problem.subject else {}),
                 }
             )
     return records
@@ -136,9 +138,14 @@ def load_spacy(name: str | None):
 
 
 def summarize(records: list[dict], pipeline) -> dict:
-    """Table 1 from evaluate's records: pass@1, pass@k, mean lengths in tokens, word shares."""
+    """Table 1 from evaluate's records: pass@1, pass@k, mean lengths in tokens, word shares.
+
+    pass@1 counts every problem alike (micro average). Where all records have a subject, macro
+    pass@1 is the mean over subjects of pass@1 in each, so that a large one counts no more.
+    """
     by_problem: dict[str, list[bool]] = {}
     lengths: dict[str, list[int]] = {}
+    subject_of = {record["id"]: record.get("subject") for record in records}
     for record in records:
         by_problem.setdefault(record["id"], []).append(record["correct"])
         lengths.setdefault(record["id"], []).append(len(record["reasoning"]))
@@ -151,6 +158,11 @@ def summarize(records: list[dict], pipeline) -> dict:
 
     summary = {"problems": len(by_problem), "samples": samples}
     summary["pass@1"] = mean(mean(row) for row in by_problem.values())
+    if all(subject_of.values()):
+        by_subject: dict[str, list[float]] = {}
+        for problem, row in by_problem.items():
+            by_subject.setdefault(subject_of[problem], []).append(mean(row))
+        summary["macro pass@1"] = mean(mean(shares) for shares in by_subject.values())
     summary[f"pass@{k}"] = mean(pass_at_k(len(r), sum(r), k) for r in by_problem.values())
     summary["tokens"] = mean(len(record["reasoning"]) for record in records)
     summary["tokens_spread"] = mean(np.std(row) for row in lengths.values())
@@ -164,6 +176,7 @@ def summarize(records: list[dict], pipeline) -> dict:
 
 ROWS = {  # key: (label, is a share)
     "pass@1": ("accuracy (pass@1)", True),
+    "macro pass@1": ("  mean of subjects", True),
     "pass@2": ("pass@2", True),
     "pass@3": ("pass@3", True),
     "pass@4": ("pass@4", True),
@@ -195,7 +208,7 @@ def table(columns: dict[str, dict], pipeline) -> str:
             line += f"{summary[key]:>{width}.1%}" if share else f"{summary[key]:>{width}.1f}"
         if len(columns) > 1 and key in last:
             difference = last[key] - first[key]
-            if key.startswith("pass") or key in ("truncated", "no_delimiter"):
+            if "pass@" in key or key in ("truncated", "no_delimiter"):
                 line += f"{100 * difference:>+8.1f} pts"
             elif first[key]:
                 line += f"{difference / first[key]:>+12.0%}"
@@ -352,11 +365,11 @@ def main() -> None:
     parser.add_argument(
         "--dataset", choices=DATASETS, default="micro", help="which problems (default: micro)"
     )
+    splits = "; ".join(f"{name}: {', '.join(entry.splits)}" for name, entry in DATASETS.items())
     parser.add_argument(
         "--split",
         default="heldout",
-        choices=("train", "heldout", "hard"),
-        help="heldout (the default) is GSM8K's test file; hard is the micro task's",
+        help=f"heldout (the default) is the test file of GSM8K and MMLU; {splits}",
     )
     for name, (kind, default, _, text) in options.items():
         text += "" if default is None else f" (default: {default})"

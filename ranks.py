@@ -3,14 +3,18 @@
     ranks = Ranks.start(device=None)     # joins torchrun's process group, if there is one
     mine = ranks.share(jobs)             # this rank's slice
     everything = ranks.gather(results)   # all slices, in order, on every rank
+    with ranks.local_first(): ...        # one rank of each machine runs this before its others
     ranks.stop()
 
 With one process every method does nothing, so the training loop reads as if there were no ranks.
 """
 
+import datetime
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +48,33 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+    @contextmanager
+    def local_first(self) -> Iterator[None]:
+        """The body runs in the first rank of each machine, then in the others: for downloads.
+
+        Where a first rank fails, the ranks that wait for it, and the first ones elsewhere, get a
+        ValueError: none is left waiting.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        # A group of its own, because a download may outlast the time that the usual one, which is
+        # there to notice a rank that hangs, gives its members.
+        group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
+        first, failed = os.environ.get("LOCAL_RANK", "0") == "0", torch.zeros(1)
+        if first:
+            try:
+                yield
+            except BaseException:
+                dist.all_reduce(failed + 1, group=group)
+                raise
+        dist.all_reduce(failed, group=group)
+        if failed:
+            time.sleep(1)  # torchrun ends all ranks when one has ended, which must not be this one
+            raise ValueError("another rank failed before this one's turn; its message says why")
+        if not first:
+            yield
 
     def say(self, text: str) -> None:
         if self.rank == 0:

@@ -3,6 +3,7 @@
     torchrun train.py                                              # data/micro, minutes on a CPU
     torchrun --nproc-per-node=8 train.py --preset paper            # the paper's setting, 8 GPUs
     torchrun train.py --saliency none                              # the outcome-only baseline
+    python train.py --preset paper --dry-run                       # what it would take (plan.py)
 
 One update, in the paper's order: sample a group of rollouts per question, score the outcome
 (Eq. 4), learn each rollout's attention mask and read its saliency (Eq. 2, 3), turn total rewards
@@ -28,6 +29,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+import plan
 from atman import MaskConfig, rollout_saliency
 from data import DATASETS, Problem, instruction, load_problems
 from data.prompts import Tokenizer
@@ -36,7 +38,7 @@ from eval import curves, evaluate, load_spacy, make_folder, optimize_traces, sum
 from grpo import generate, group_advantages, outcome_reward, update_policy
 from hub import checkpoint_directory
 from model import Llama
-from ranks import Progress, Ranks
+from ranks import Progress, Ranks, pick_device
 
 
 def option(default, help, choices=None, least=None, above=None):  # noqa: A002
@@ -53,6 +55,9 @@ class Config:
     model: str = option("data/micro", "checkpoint directory or hub name")
     dataset: str = option("micro", "which problems", tuple(DATASETS))
     data_dir: str | None = option(None, "folder with the dataset's files")
+    train_split: str = option(
+        "train", "which split to train on; mmlu: its auxiliary one, or say dev or val"
+    )
     out: str | None = option(None, "the run's folder; default: runs/ and the date and time")
     seed: int = option(0, "of the order of questions and of sampling", least=0)
     device: str | None = option(None, "cpu or cuda; default: cuda where there is one")
@@ -150,7 +155,12 @@ class Rollout:
 def train(config: Config) -> None:
     ranks = Ranks.start(config.device)
     ranks.say(f"loading {config.model} and the problems of {config.dataset}")
-    directory = checkpoint_directory(config.model)
+    with ranks.local_first():  # a machine's others find what it has downloaded
+        directory = checkpoint_directory(config.model)
+        problems = load_problems(config.dataset, config.train_split, config.data_dir)
+        heldout = load_problems(config.dataset, "heldout", config.data_dir, config.eval_problems)
+    if len(problems) < config.questions:
+        raise ValueError(f"--questions {config.questions}: there are {len(problems)} to train on")
     tokenizer = Tokenizer.from_directory(directory)
     model = Llama.from_pretrained(directory, device=ranks.device)
     # The policy pass goes through DDP's wrapper, or its gradients would never be averaged; sampling
@@ -159,10 +169,6 @@ def train(config: Config) -> None:
     if ranks.world_size > 1:  # gradients live in DDP's buckets: no second copy of them
         policy = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
-    problems = load_problems(config.dataset, "train", config.data_dir)
-    heldout = load_problems(config.dataset, "heldout", config.data_dir, config.eval_problems)
-    if len(problems) < config.questions:
-        raise ValueError(f"--questions {config.questions}: there are {len(problems)} to train on")
     spacy_pipeline = load_spacy(config.spacy_model)
     steps = config.steps
     if config.epochs is not None:
@@ -344,7 +350,7 @@ def describe(rollout: Rollout, saliency: float) -> dict:
     return {
         "id": rollout.problem.id,
         "gold": rollout.problem.answer,
-        "number": rollout.trace.number,
+        "number": rollout.trace.parsed(rollout.problem.answer),
         "text": rollout.trace.text,
         "length": len(rollout.trace.reasoning),
         "tokens": len(rollout.completion),
@@ -464,6 +470,11 @@ def evaluation_line(label: str, summary: dict) -> str:
 
 def parse_args(arguments=None) -> Config:
     """Config from the command line: the preset's values, then the flags."""
+    return parse_command(arguments)[0]
+
+
+def parse_command(arguments=None) -> tuple[Config, bool, int | None]:
+    """Config, and what is no setting of a run: --dry-run and the --world-size to plan for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     entries = dataclasses.fields(Config)
     for entry in entries:
@@ -478,7 +489,17 @@ def parse_args(arguments=None) -> Config:
             continue
         kind = {int: int, int | None: int, float: float, float | None: float}.get(entry.type, str)
         parser.add_argument(flag, type=kind, choices=entry.metadata["choices"], help=text)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would run, its memory and its time"
+    )
+    text = "GPUs to plan for with --dry-run (default: torchrun's, else 8 for paper, 1 for micro)"
+    parser.add_argument("--world-size", type=int, help=text)
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    dry_run, world_size = given.pop("dry_run"), given.pop("world_size", None)
+    if world_size is not None and not dry_run:
+        parser.error("--world-size plans, with --dry-run; torchrun's --nproc-per-node runs")
+    if world_size is not None and world_size < 1:
+        parser.error(f"--world-size {world_size}: must be at least 1")
     if "steps" in given and "epochs" in given:
         parser.error("--steps and --epochs both say how long to train: give one")
     if "steps" in given:
@@ -497,6 +518,13 @@ def parse_args(arguments=None) -> Config:
             parser.error(f"{flag} {value}: must be above {above}")
     if config.mask_init >= 0:
         parser.error(f"--mask-init {config.mask_init}: must be below 0, or nothing is suppressed")
+    splits = DATASETS[config.dataset].splits
+    if config.train_split not in splits:
+        parser.error(f"--train-split {config.train_split}: {config.dataset} has "
+                     f"{', '.join(splits)}")  # fmt: skip
+    if splits[config.train_split] == splits["heldout"]:
+        parser.error(f"--train-split {config.train_split}: these are the problems held out for "
+                     "evaluation; train on others")  # fmt: skip
     everyone = config.questions * config.rollouts
     if everyone % config.micro_batch:
         parser.error(
@@ -504,13 +532,17 @@ def parse_args(arguments=None) -> Config:
             f"update (--questions {config.questions} x --rollouts {config.rollouts}); "
             "give a divisor"
         )
-    return config
+    return config, dry_run, world_size
 
 
 def main() -> None:
-    config = parse_args()
+    config, dry_run, world_size = parse_command()
     try:
-        train(config)
+        if not dry_run:
+            train(config)
+        elif os.environ.get("RANK", "0") == "0":
+            planned = plan.plan_run(config, world_size)
+            print(plan.report(planned, plan.measured(planned, pick_device(config.device))))
     except (ValueError, OSError) as error:  # what a user gave: one sentence, no traceback
         rank = os.environ.get("RANK", "0")
         sys.exit(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")

@@ -7,19 +7,13 @@ question and answer; every answer ends in a line "#### N". Four hashes: this is 
 parsed here, and not the five-hash delimiter that data.traces looks for in a rollout.
 """
 
-import hashlib
-import http.client
 import json
-import os
 import re
 import sys
-import tempfile
-import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data import Problem
+from data.download import cache_folder, fetch, sha256_of
 
 URL = (
     "https://raw.githubusercontent.com/openai/grade-school-math/master/"
@@ -60,14 +54,15 @@ def load(split: str, data_dir: str | Path | None = None, limit: int | None = Non
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}: it must be at least 1")
     if data_dir is None:
-        file = _cached_file(split)
+        target = cache_folder("gsm8k") / f"{split}.jsonl"
+        file = fetch(URL.format(split=split), target, *FILES[split], "GSM8K")
     else:
         file = Path(data_dir) / f"{split}.jsonl"
         if not file.is_file():
             raise FileNotFoundError(
                 f"{file} not found: put {URL.format(split=split)} there, or leave out --data-dir"
             )
-        if _sha256(file) != FILES[split][1]:
+        if sha256_of(file) != FILES[split][1]:
             print(f"warning: {file} is not the published GSM8K {split} file", file=sys.stderr)
     return _read_problems(file, split, limit)
 
@@ -107,49 +102,3 @@ def _read_problems(file: Path, split: str, limit: int | None) -> list[Problem]:
     if not problems:
         raise ValueError(f"{file} holds no usable problem: fetch it again")
     return problems
-
-
-def _cached_file(split: str) -> Path:
-    # an empty XDG_CACHE_HOME counts as unset, as its specification says
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(base) / "atmanrl" / "gsm8k" / f"{split}.jsonl"
-    if file.is_file() and _sha256(file) == FILES[split][1]:
-        return file
-    try:
-        _download(split, file)
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise FileNotFoundError(
-            f"{split}.jsonl of GSM8K could not be downloaded to {file} ({error}): fetch "
-            f"{URL.format(split=split)} by hand into a folder and name that with --data-dir"
-        ) from error
-    return file
-
-
-def _download(split: str, target: Path) -> None:
-    """Fetches to a temporary name, checks, then renames: `target` is complete or not there."""
-    size, sha256 = FILES[split]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own for each process, as several ranks may download at once
-    handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    part = Path(name)
-    try:
-        with (
-            os.fdopen(handle, "wb") as out,
-            urllib.request.urlopen(URL.format(split=split), timeout=30) as response,
-            tqdm(total=size, unit="B", unit_scale=True, desc=f"GSM8K {split}") as progress,
-        ):
-            while chunk := response.read(1 << 16):
-                out.write(chunk)
-                progress.update(len(chunk))
-        if _sha256(part) != sha256:
-            raise ValueError(
-                f"{split}.jsonl arrived damaged or changed (its sha256 differs): try again, or "
-                f"fetch {URL.format(split=split)} by hand and use --data-dir"
-            )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

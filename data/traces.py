@@ -1,4 +1,4 @@
-"""A rollout's tokens split into reasoning, delimiter and answer, and the number in the answer.
+"""A rollout's tokens split into reasoning, delimiter and answer, and the answer's value.
 
 The delimiter is the first run of exactly five hashes in the decoded text. It is not one token:
 Llama 3 writes it '#####', ' #####', '#####\\n', '.\\n' + '#####', and a sampled text may spell it
@@ -17,6 +17,7 @@ from itertools import accumulate
 from data.prompts import Tokenizer
 
 DELIMITER = "#####"
+LETTERS = ("A", "B", "C", "D")  # gold answers of multiple choice; every other one is a number
 MAX_DIGITS = 40  # a longer string of digits is a loop of the model's, not a number
 
 # A minus counts where it does not join two words ("step-5"), before or after a currency mark.
@@ -24,6 +25,14 @@ MAX_DIGITS = 40  # a longer string of digits is a loop of the model's, not a num
 _NUMBER = re.compile(
     r"(?P<sign>(?<!\w)[-\u2212][$€£¥]?)?"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)"
+)
+
+# "A", "(B)", "**C**", "\boxed{D}", "The answer is A.": a capital that ends there. "A good one"
+# begins with an article and "A's" goes on; neither chooses. *+ never tries the words again another
+# way: for a trace that loops there are exponentially many.
+_LETTER = re.compile(
+    r"(?:[\W_]*(?:\\[a-zA-Z]+|(?i:the|correct|final|answer|option|choice|letter|is)\b))*+[\W_]*"
+    r"(?P<letter>[A-D])(?![^\W_]|['\u2019][^\W_])(?!(?<=A)[ \t]+[a-z])"
 )
 
 
@@ -37,6 +46,7 @@ class Trace:
         it ('#####' + ' '). [] where there is none.
     answer: the rest, the EOS included.
     number: the first number after the hashes in `parse_number`'s form, or None.
+    letter: the choice after the hashes, read by `parse_letter`, or None.
     text, reasoning_text: the decoded completion, and its reasoning.
     delimiter_count: runs of exactly five hashes in the text.
     truncated: the last token is not an EOS, so the completion was cut at its limit.
@@ -46,6 +56,7 @@ class Trace:
     delimiter: list[int]
     answer: list[int]
     number: str | None
+    letter: str | None
     text: str
     reasoning_text: str
     delimiter_count: int
@@ -59,12 +70,17 @@ class Trace:
         """
         return bool(self.delimiter) and bool(self.reasoning_text.strip()) and not self.truncated
 
-    def correct(self, gold: str) -> bool:
-        """Eq. 4's question: valid, and the number is the gold one.
+    def parsed(self, gold: str) -> str | None:
+        """The answer in the gold one's kind: the letter where that is A to D, else the number."""
+        return self.letter if gold in LETTERS else self.number
 
-        paper silent: without reasoning, or cut at the limit, even the right number counts as wrong.
+    def correct(self, gold: str) -> bool:
+        """Eq. 4's question: valid, and the number or letter is the gold one.
+
+        paper silent: without reasoning, or cut at the limit, even the right answer counts as wrong.
         """
-        return self.valid and same_number(self.number, gold)
+        answer = self.parsed(gold)
+        return self.valid and (answer == gold if gold in LETTERS else same_number(answer, gold))
 
 
 def split_trace(
@@ -81,7 +97,7 @@ def split_trace(
         stop = len(ids)
         while stop > 0 and ids[stop - 1] in eos_ids:
             stop -= 1
-        first, number = stop, None
+        first, answer_text = stop, ""
     else:
         hash_start, hash_end = runs[0]
         ends = list(accumulate(map(len, pieces)))  # (C,) byte offset where each token ends
@@ -91,12 +107,13 @@ def split_trace(
         if not raw[hash_end : ends[stop - 1]].strip():
             while stop < len(ids) and pieces[stop].isspace():
                 stop += 1
-        number = parse_number(raw[hash_end:].decode("utf-8", errors="replace"))
+        answer_text = raw[hash_end:].decode("utf-8", errors="replace")
     return Trace(
         reasoning=ids[:first],
         delimiter=ids[first:stop],
         answer=ids[stop:],
-        number=number,
+        number=parse_number(answer_text),
+        letter=parse_letter(answer_text),
         text=raw.decode("utf-8", errors="replace"),
         reasoning_text=b"".join(pieces[:first]).decode("utf-8", errors="replace"),
         delimiter_count=len(runs),
@@ -105,33 +122,37 @@ def split_trace(
 
 
 def gold_tail(trace: Trace, gold_answer: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """(delimiter_ids, answer_ids): the delimiter as sampled, then the gold number in Eq. 2's place.
+    """(delimiter_ids, answer_ids): the delimiter as sampled, then the gold answer in Eq. 2's place.
 
-    The delimiter is kept through the last hash and the white space after it. A token that joins
-    this to more (' $', '#####$') is replaced by the encoding of the part to keep (' ', '#####').
-    Where no white space follows the hashes none is added. The number is written without commas and
-    no EOS follows. Neither list is empty. ValueError for a trace without a delimiter or an answer
-    without text.
+    The delimiter is kept through the last hash and the pure white-space tokens after it. White
+    space that a token joins to more (' $', ' B') goes before a number to the delimiter, because no
+    number's token begins with white space; before a letter it goes to the answer, because ' B' is
+    one token, the one that a model writes after a space, and ' ' + 'B' a spelling it hardly knows.
+    Hashes that a token joins to more ('#####$') are encoded anew without it. Where no white space
+    follows the hashes none is added. A number is written without commas, and no EOS follows.
+    Neither list is empty. ValueError for a trace without a delimiter or an answer without text.
     """
-    number = gold_answer.replace(",", "").strip()
-    if not trace.delimiter or not number:
+    gold = gold_answer.replace(",", "").strip()
+    if not trace.delimiter or not gold:
         raise ValueError("gold_tail needs a trace with a delimiter and a gold answer with text")
-    raw = b"".join(map(tokenizer.token_bytes, trace.reasoning + trace.delimiter + trace.answer))
+    pieces = [tokenizer.token_bytes(i) for i in trace.reasoning + trace.delimiter + trace.answer]
+    raw = b"".join(pieces)
     hash_end = _delimiter_runs(raw)[0][1]
-    keep_end = len(raw) - len(raw[hash_end:].lstrip())
+    rest = raw[hash_end:]
 
-    delimiter = list(trace.delimiter)
-    reasoning_and_delimiter = map(tokenizer.token_bytes, trace.reasoning + trace.delimiter)
-    excess = sum(map(len, reasoning_and_delimiter)) - keep_end
-    if excess > 0:  # '#####$'
+    delimiter, hashes, beside = list(trace.delimiter), "", b""
+    stop = len(trace.reasoning) + len(delimiter)
+    excess = sum(map(len, pieces[:stop])) - hash_end  # bytes of the delimiter's tokens after it
+    if rest[:excess].strip():  # '#####$'
         piece = tokenizer.token_bytes(delimiter.pop())
         # the token may begin inside a character, whose last bytes cannot be encoded by themselves
-        delimiter += tokenizer.encode(piece[:-excess].decode("utf-8", errors="ignore"))
+        hashes, beside = piece[:-excess].decode("utf-8", errors="ignore"), rest
     elif trace.answer:  # ' $', ' The'
-        piece = tokenizer.token_bytes(trace.answer[0])
-        white_space = piece[: len(piece) - len(piece.lstrip())]
-        delimiter += tokenizer.encode(white_space.decode("utf-8"))
-    return delimiter, tokenizer.encode(number)
+        beside = pieces[stop]
+    white_space = beside[: len(beside) - len(beside.lstrip())].decode("utf-8")
+    if gold in LETTERS:
+        return delimiter + tokenizer.encode(hashes), tokenizer.encode(white_space + gold)
+    return delimiter + tokenizer.encode(hashes + white_space), tokenizer.encode(gold)
 
 
 def parse_number(text: str) -> str | None:
@@ -147,6 +168,17 @@ def parse_number(text: str) -> str | None:
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     return f"-{digits}" if match["sign"] and digits != "0" else digits
+
+
+def parse_letter(text: str) -> str | None:
+    """The choice that the text begins with, a capital A to D, or None.
+
+    Marks may stand before it, and words such as "The answer is" or "Option"; anything may follow
+    that does not go on with the word: "B", "(B)", "**B**", "B) 12", "\\boxed{B}", "B because". "A"
+    before a word in lower case is the article: "A good answer" is None.
+    """
+    match = _LETTER.match(text)
+    return match and match["letter"]
 
 
 def same_number(a: str | None, b: str | None) -> bool:

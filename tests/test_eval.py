@@ -10,7 +10,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 import eval as evaluation
-from data import load_problems, micro_task
+from data import Problem, load_problems, micro_task
 from data.prompts import Tokenizer
 from eval import auroc, evaluate, load_spacy, map_auroc, pass_at_k, summarize, table, word_counts
 from model import Llama
@@ -110,6 +110,36 @@ def test_a_summary_by_hand():
     assert summary["truncated"] == 0.25 and summary["no_delimiter"] == 0.25
 
 
+def test_micro_and_macro_averages_by_hand():
+    large, small = {"subject": "large"}, {"subject": "small"}
+    records = [
+        record("a", 0, True, "", [], **large),
+        record("a", 1, True, "", [], **large),
+        record("b", 0, True, "", [], **large),
+        record("b", 1, False, "", [], **large),
+        record("c", 0, True, "", [], **large),
+        record("c", 1, True, "", [], **large),
+        record("d", 0, False, "", [], **small),
+        record("d", 1, True, "", [], **small),
+    ]
+    summary = summarize(records, load_spacy(None))
+    assert summary["pass@1"] == pytest.approx((1 + 1 / 2 + 1 + 1 / 2) / 4)
+    assert summary["macro pass@1"] == pytest.approx(((1 + 1 / 2 + 1) / 3 + 1 / 2) / 2)
+    columns = {"x": summary, "y": summary | {"macro pass@1": 0.5}}
+    lines = table(columns, load_spacy(None)).split("\n")
+    (row,) = (number for number, line in enumerate(lines) if "mean of subjects" in line)
+    assert lines[row - 1].startswith("accuracy")
+    assert "66.7%" in lines[row] and "50.0%" in lines[row] and "-16.7 pts" in lines[row]
+
+
+def test_without_subjects_there_is_no_macro_average():
+    records = [record("a", 0, True, "", []), record("b", 0, False, "", [], subject="one")]
+    for rows in (records, records[:1]):
+        summary = summarize(rows, load_spacy(None))
+        assert "macro pass@1" not in summary
+        assert "subjects" not in table({"x": summary}, load_spacy(None))
+
+
 def test_the_table_shows_relative_change_of_shares_and_points_of_accuracy():
     one = {"problems": 2, "samples": 4, "pass@1": 0.5, "tokens": 50.0, "numbers": 0.2}
     other = one | {"pass@1": 0.45, "tokens": 25.0, "numbers": 0.3}
@@ -136,6 +166,22 @@ def test_samples_do_not_depend_on_batch_or_company(micro):
     assert len(everything) == 10 and texts(problems, batch_size=3) == everything
     assert texts(problems[3:]).items() <= everything.items()
     assert texts(problems, seed=1) != everything
+
+
+def test_a_record_has_the_letter_and_the_subject(micro, monkeypatch):
+    model, tokenizer = micro
+    said = tokenizer.encode("It has 3 sides.\n##### (B) 3") + [tokenizer.eos_ids[0]]
+    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [said] * len(prompts))
+
+    def only(problem, dataset):
+        return evaluate(model, tokenizer, [problem], dataset, samples=1)[0]
+
+    letter = only(Problem("m/0", "Which?", "B", subject="shapes"), "mmlu")
+    assert (letter["number"], letter["correct"], letter["subject"]) == ("B", True, "shapes")
+    wrong = only(Problem("m/1", "Which?", "C", subject="shapes"), "mmlu")
+    assert (wrong["number"], wrong["correct"]) == ("B", False)
+    number = only(Problem("g/0", "How many?", "3"), "gsm8k")
+    assert (number["number"], number["correct"]) == ("3", True) and "subject" not in number
 
 
 def test_the_shipped_model_is_neither_hopeless_nor_perfect_and_varies_in_length(micro):

@@ -1,14 +1,13 @@
 import hashlib
-import http.server
 import json
 import os
-import threading
 
 import pytest
 
-from data import gsm8k
+from data import download, gsm8k
 from data.prompts import Tokenizer
 from data.traces import gold_tail, split_trace
+from tests.file_server import serving
 
 PROBLEMS = [
     {
@@ -121,30 +120,13 @@ def server(tmp_path, monkeypatch):
     """The official repository's stand-in, on this machine; attributes steer what it sends."""
     body = write(tmp_path / "origin").read_bytes() * 1000
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            server.hits += 1
-            self.send_response(server.status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(server.body)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    server.body, server.status, server.hits = body, 200, 0
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(gsm8k, "URL", f"http://127.0.0.1:{server.server_port}/{{split}}.jsonl")
-    monkeypatch.setitem(gsm8k.FILES, "test", (len(body), hashlib.sha256(body).hexdigest()))
-    server.folder = tmp_path / "cache" / "atmanrl" / "gsm8k"
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(body) as server:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(gsm8k, "URL", f"{server.url}/{{split}}.jsonl")
+        monkeypatch.setitem(gsm8k.FILES, "test", server.published)
+        server.folder = tmp_path / "cache" / "atmanrl" / "gsm8k"
+        yield server
 
 
 def test_download_once(server):
@@ -178,7 +160,7 @@ def test_an_interrupted_download_leaves_nothing(server, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gsm8k.tqdm, "update", interrupt)
+    monkeypatch.setattr(download.tqdm, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         gsm8k.load("test")
     assert os.listdir(server.folder) == []

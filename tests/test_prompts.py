@@ -123,7 +123,7 @@ def test_dated_template_is_pinned(directory):
 
 
 def test_the_ids_of_llama_3_2(directory):
-    """"Hi" in Llama 3.2's own ids: its vocabulary cut down to the pieces of this prompt."""
+    """ "Hi" in Llama 3.2's own ids: its vocabulary cut down to the pieces of this prompt."""
     pieces = {
         **{"system": 9125, "user": 882, "assistant": 78191, "Hi": 13347, "\n\n": 271, "\n": 198},
         **{"Cut": 38766, "ting": 1303, " Knowledge": 33025, " Date": 2696, ":": 25, " ": 220},

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.prompts import Tokenizer
-from data.traces import gold_tail, parse_number, reasoning_spans, same_number, split_trace
+from data.traces import (
+    LETTERS,
+    gold_tail,
+    parse_letter,
+    parse_number,
+    reasoning_spans,
+    same_number,
+    split_trace,
+)
 from tests.llama_tokenizer import build_tokenizer
 
 # What stands here often becomes one token, so that the delimiter comes in Llama 3's spellings.
@@ -15,6 +23,7 @@ TEXTS = [
     "so #####$ 5 or ##### $5 or ##### -5",
     "###### four #### and ## and ###",
     "caf\u00e9 \u4e2d\u6587 \U0001f642 The",
+    "##### B or ##### (C) or #####\n(B",
 ] * 20
 
 
@@ -86,6 +95,7 @@ def test_split(tokenizer, pieces, expected, number):
 
 def test_the_spellings_above_are_single_tokens(tokenizer):
     pieces = [" #####", " #####\n", " #####\n\n", ".\n", "######", " #####$", " $", " -"]
+    pieces += [" B", " (", "(B"]
     assert all(len(ids_of(tokenizer, piece)) == 1 for piece in pieces)
 
 
@@ -135,6 +145,42 @@ def test_gold_tail(tokenizer, pieces, kept):
     assert delimiter == ids_of(tokenizer, *kept)
     assert answer == tokenizer.encode("-1200")
     assert trace.reasoning + trace.delimiter + trace.answer == ids_of(tokenizer, *pieces)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kept", "answer"),
+    [
+        (["It", "#####", " B", None], ["#####"], [" B"]),
+        (["It", " #####", " ", " B", None], [" #####", " "], [" B"]),
+        (["It", " #####\n", "B", None], [" #####\n"], ["B"]),
+        (["It", "##", "###", "B", None], ["##", "###"], ["B"]),  # ids as sampled, not as encoded
+        (["It", "##", "###", " (", "B", ")", None], ["##", "###"], [" B"]),
+        (["It", "#####", "\n", "(B", ")", None], ["#####", "\n"], ["B"]),
+        (["It", " #####", " The", " B", None], [" #####"], [" B"]),
+        (["It", " #####$", "B", None], [" #####"], ["B"]),
+        (["It", " #####$", " B", None], [" #####"], ["B"]),
+        (["It", "#####", " ", None], ["#####", " "], ["B"]),
+        (["It", "#####", None], ["#####"], ["B"]),
+        (["It", "#####"], ["#####"], ["B"]),
+    ],
+)
+def test_gold_tail_of_a_letter(tokenizer, pieces, kept, answer):
+    trace = split_trace(ids_of(tokenizer, *pieces), tokenizer)
+    assert gold_tail(trace, "B", tokenizer) == (
+        ids_of(tokenizer, *kept),
+        ids_of(tokenizer, *answer),
+    )
+
+
+def test_gold_tail_of_a_token_with_hashes_white_space_and_more(tokenizer, monkeypatch):
+    ids = ids_of(tokenizer, "It", "The", "5", None)
+    table = list(tokenizer._token_bytes)
+    table[ids[1]] = b"##### $"  # Llama's pre-tokenizer makes no such token
+    monkeypatch.setattr(tokenizer, "_token_bytes", table)
+    trace = split_trace(ids, tokenizer)
+    assert gold_tail(trace, "5", tokenizer)[0] == tokenizer.encode("##### ")
+    delimiter, answer = gold_tail(trace, "B", tokenizer)
+    assert (delimiter, answer) == (tokenizer.encode("#####"), tokenizer.encode(" B"))
 
 
 def test_gold_tail_of_a_token_that_begins_inside_a_character(tokenizer, monkeypatch):
@@ -212,6 +258,95 @@ def test_same_number():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        (" A\n", "A"),
+        ("(C)", "C"),
+        ("**D**", "D"),
+        ("_B_", "B"),
+        ("'B'", "B"),
+        ("B) 12", "B"),
+        ("B. Baltic", "B"),
+        ("B, C", "B"),
+        ("B because it is", "B"),
+        ("A because it is", None),  # as good as an article
+        ("A good answer", None),
+        ("A  good answer", None),
+        ("A", "A"),
+        ("A.", "A"),
+        ("A Good Answer", "A"),
+        ("A\nbecause", "A"),
+        ("answer: B", "B"),
+        ("ANSWER IS B", "B"),
+        ("**Answer:** B", "B"),
+        ("The answer is (B).", "B"),
+        ("The correct answer is option D", "D"),
+        ("The final answer is: $\\boxed{\\text{(C)}}$.", "C"),
+        ("the answer is A", "A"),
+        ("The answer is A good one", None),
+        ("Option C", "C"),
+        ("choice (A)", "A"),
+        ("letter B", "B"),
+        ("\\boxed{B}", "B"),
+        ("\\boxedB", None),
+        ("$B$", "B"),
+        ("##### B", "B"),
+        ("a", None),
+        ("b", None),
+        ("option a", None),
+        ("E", None),
+        ("AB", None),
+        ("B2", None),
+        ("2B", None),
+        ("2 B", None),
+        ("Baltic", None),
+        ("B's", None),
+        ("D\u2019Artagnan", None),
+        ("A's", None),
+        ("\u00c4", None),
+        ("I choose B", None),
+        ("It is B", None),
+        ("not B", None),
+        ("The answer is not B", None),
+        ("optionB", None),
+        ("18", None),
+        ("", None),
+        ("the " * 20_000, None),
+        ("\\" * 20_000, None),
+        ("\\the" * 20_000, None),
+        ("the_" * 20_000, None),
+        ("*" * 100_000 + "?", None),
+    ],
+)
+def test_parse_letter(text, letter):
+    assert parse_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("pieces", "gold", "correct"),
+    [
+        (["It", " #####", " B", None], "B", True),
+        (["It", " #####", " B", None], "C", False),
+        (["It", " #####", " B", None], "5", False),
+        (["It", " #####", "5", None], "5", True),
+        (["It", " #####", "5", None], "B", False),
+        (["It", " #####", " B", " ", "5", None], "B", True),
+        (["It", " #####", " B", " ", "5", None], "5", True),  # a number is looked for further on
+        (["It", " #####", " ", "5", " B", None], "B", False),
+        (["It", " B", " #####", None], "B", False),
+        (["It", " #####", " B"], "B", False),  # cut at the limit
+        ([" #####", " B", None], "B", False),  # no reasoning
+        (["It", " B", None], "B", False),
+    ],
+)
+def test_an_answer_is_read_in_the_gold_ones_kind(tokenizer, pieces, gold, correct):
+    trace = split_trace(ids_of(tokenizer, *pieces), tokenizer)
+    assert trace.correct(gold) is correct
+    assert trace.parsed("A") == trace.letter and trace.parsed("-3") == trace.number
+
+
 def test_spans_of_split_characters(tokenizer):
     # "é" over two tokens, special token, a lone first byte before "a", a lone later byte
     ids = ids_of(tokenizer, "It", b"\xc3", b"\xa9", None, b"\xe4\xb8", "a", b"\x80")
@@ -228,6 +363,7 @@ def test_spans_follow_words(tokenizer):
 
 
 HASHES = ["#####", "##", "###", "#", " #####", " #####$", "######", " ", "$", " -", "5", None]
+HASHES += [" B", " (", "(B", "B", "\n", "C"]
 
 
 @settings(max_examples=300, deadline=None)
@@ -248,6 +384,7 @@ def test_any_ids(tokenizer, data):
         delimiter, answer = gold_tail(trace, "18", tokenizer)
         assert tokenizer.decode(delimiter).rstrip().endswith("#####")
         assert answer == tokenizer.encode("18")
+        check_gold_letter(trace, data.draw(st.sampled_from(LETTERS)), tokenizer)
 
     text, spans = reasoning_spans(ids, tokenizer)
     assert text == tokenizer.decode(ids)
@@ -255,6 +392,23 @@ def test_any_ids(tokenizer, data):
     assert len(spans) == len(ids) and all(
         left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False)
     )
+
+
+def check_gold_letter(trace, gold, tokenizer):
+    """The gold letter stands in the sampled one's place, and the ids before it are as sampled."""
+    delimiter, answer = gold_tail(trace, gold, tokenizer)
+    text = tokenizer.decode(trace.reasoning + delimiter + answer)
+    assert text.endswith(gold) and text[:-1].rstrip(" \n\t\r\v\f").endswith("#####")
+    assert answer in (tokenizer.encode(gold), tokenizer.encode(tokenizer.decode(answer)))
+    assert tokenizer.decode(answer).strip() == gold
+    if tokenizer.decode(trace.delimiter).rstrip().endswith("#"):  # no '#####$'
+        assert delimiter == trace.delimiter
+        sampled = tokenizer.token_bytes(trace.answer[0]) if trace.answer else b""
+        white_space = sampled[: len(sampled) - len(sampled.lstrip())].decode()
+        assert tokenizer.decode(answer) == white_space + gold
+    full = [*trace.reasoning, *delimiter, *answer, tokenizer.eos_ids[0]]
+    if trace.reasoning_text.strip():
+        assert split_trace(full, tokenizer).correct(gold)
 
 
 @settings(max_examples=200, deadline=None)

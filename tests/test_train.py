@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import eval as evaluation
 import train
 from atman import MaskConfig
-from ranks import pick_device
+from data import load_problems
+from ranks import Progress, Ranks, pick_device
 from train import draw_questions, fill_missing, parse_args
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +206,48 @@ def test_gsm8k_files_train_too(tmp_path):
     assert {sample["id"].split("/")[0] for sample in samples} == {"gsm8k"}
 
 
+def write_mmlu(folder, splits=("auxiliary_train", "dev", "test")):
+    for split in splits:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        name = "race" if split == "auxiliary_train" else f"anatomy_{split}"
+        lines = [f'"How many, {n}?",{n},{n + 1},"1,000",None,A\n' for n in range(6)]
+        (folder / split / f"{name}.csv").write_text("".join(lines))
+    return folder
+
+
+def test_mmlu_files_train_too(tmp_path):
+    printed = run(
+        "train.py", *SMALL, "--dataset", "mmlu", "--data-dir", write_mmlu(tmp_path),
+        "--steps", "1", "--max-new-tokens", "16", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "mean of subjects" in printed and "1 of MMLU's 57 subjects" in printed
+    ids = [line["id"] for line in read_lines(tmp_path / "run/samples.jsonl")]
+    assert len(ids) == 8 and all(name.startswith("mmlu/auxiliary/race/") for name in ids)
+    before = read_lines(tmp_path / "run/metrics.jsonl")[0]["eval"]
+    assert before["macro pass@1"] == before["pass@1"]  # of a single subject
+
+
+def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
+    """Rollouts, outcome and saliency of completions that answer as they are told to."""
+    config = parse_args([*SMALL, "--dataset", "mmlu", "--train-split", "dev"])
+    problems = load_problems("mmlu", config.train_split, write_mmlu(tmp_path))
+    model, tokenizer = (kind(ROOT / "data/micro") for kind in (
+        train.Llama.from_pretrained, train.Tokenizer.from_directory))  # fmt: skip
+    said = [
+        [*tokenizer.encode(f"Count: 1 + {n}.\n##### {'AB'[n % 2]}"), tokenizer.eos_ids[0]]
+        for n in range(4)
+    ]
+    monkeypatch.setattr(train, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
+    ranks, bar = Ranks.start("cpu"), Progress("", silent=True)
+    rollouts = train.sample_rollouts(model, tokenizer, problems[:2], config, 0, ranks, bar)
+    saliency = train.saliency_rewards(model, tokenizer, rollouts, config, bar)
+    facts = [train.describe(*pair) for pair in zip(rollouts, saliency, strict=True)]
+    assert [fact["id"] for fact in facts] == [f"mmlu/dev/anatomy/{n}" for n in (0, 1) for _ in said]
+    assert [fact["number"] for fact in facts] == ["A", "B"] * 4
+    assert [fact["outcome"] for fact in facts] == [0, -1] * 4
+    assert all(fact["measured"] and fact["saliency"] != 0 for fact in facts)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -226,6 +269,13 @@ def test_gsm8k_files_train_too(tmp_path):
         ("--device cuda:99", "--device cuda:99"),
         ("--device tpu", "--device tpu"),
         ("--data-dir nowhere", "--data-dir"),
+        ("--dataset mmlu --data-dir nowhere", "--data-dir nowhere"),
+        ("--dataset mmlu --train-split test", "--train-split test: these are the problems held"),
+        ("--dataset mmlu --train-split heldout", "--train-split heldout: these"),
+        ("--dataset gsm8k --train-split test", "--train-split test: these"),
+        ("--train-split heldout", "--train-split heldout: these"),
+        ("--train-split val", "--train-split val: micro has train, heldout, hard"),
+        ("--dataset mmlu --train-split hard", "--train-split hard: mmlu has train, heldout, dev"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_leaves_nothing(
@@ -292,6 +342,9 @@ def test_torchrun_shows_the_sentence_too(tmp_path):
         ("--model data/micro --device cuda:99", "--device cuda:99"),
         ("--model data/micro --out README.md", "--out README.md"),
         ("--model data/micro --dataset gsm8k --split hard", "hard"),
+        ("--model data/micro --dataset mmlu --split hard", "no split 'hard': train, heldout, dev"),
+        ("--model data/micro --dataset mmlu --data-dir nowhere", "--data-dir nowhere"),
+        ("--model data/micro --split val", "no split 'val': train, heldout, hard"),
     ],
 )
 def test_bad_input_to_eval_gets_a_sentence(arguments, named, monkeypatch, capsys):

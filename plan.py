@@ -1,0 +1,458 @@
+"""What a run would take, by arithmetic: nothing is loaded, downloaded or created.
+
+    python train.py --preset paper --dry-run                     # planned for 8 GPUs
+    python train.py --preset paper --dry-run --world-size 48     # as many as the paper's
+
+Memory counts the tensors that model.py, atman.py and grpo.py keep as they are now: everything in
+float32, weights, gradients and AdamW's moments whole on every rank, nothing checkpointed, no second
+copy of the weights for sampling. Time is FLOP over a rate and bytes over a bandwidth.
+
+h hidden, q = heads * head_dim, kv = kv_heads * head_dim, I intermediate, V vocabulary, L layers;
+P prompt, C completion, S = P + C tokens; rows are rollouts at a time. Sizes are in bytes.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+from data import DATASETS, load_problems
+from model import LlamaConfig
+
+FLOAT = 4  # bytes
+GIB = 2**30
+
+# What the paper says, in section 3.4 where no other is named; it is silent on the rest.
+PAPER = dict(
+    model="meta-llama/Llama-3.2-3B-Instruct", dataset="gsm8k", saliency="mask",  # 4
+    mask_steps=200, mask_lr=1e-3, mask_betas=(0.6, 0.9999), mask_weight_decay=0.05,
+    mask_init=-0.4, mask_upper_bound=0.0, mask_scale=10.0,  # init: 3.2
+    saliency_weight=1.0, ratio="sequence",  # 3.3
+    questions=8, rollouts=8, max_new_tokens=1024, passes=2, micro_batch=2,
+    lr=8e-7, clip_eps=0.2, epochs=5, world_size=48, eval_problems=500, eval_samples=4,  # eval: 4
+)  # fmt: skip
+NO_HYPERPARAMETER = {"preset", "data_dir", "out", "device", "spacy_model", "resume"}
+
+# The published config.json files; the base models and -Instruct have the same.
+SHAPES = {
+    "meta-llama/Llama-3.2-1B": LlamaConfig(128256, 2048, 8192, 16, 32, 8, 64),
+    "meta-llama/Llama-3.2-3B": LlamaConfig(128256, 3072, 8192, 28, 24, 8, 128),
+    "meta-llama/Llama-3.1-8B": LlamaConfig(
+        128256, 4096, 14336, 32, 32, 8, 128, tie_word_embeddings=False
+    ),
+}
+# Problems of each split as published; micro: as data.micro_task.load makes them by default.
+QUESTIONS = {
+    "micro": {"train": 10_000, "heldout": 1000, "hard": 1000},
+    "gsm8k": {"train": 7473, "test": 1319},
+    "mmlu": {"auxiliary": 99_842, "dev": 285, "val": 1531, "test": 14_042},
+}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a rollout; answer includes delimiter and end token, prompts their template."""
+
+    prompt: int
+    reasoning: int
+    answer: int
+    longest_prompt: int
+    source: str
+
+
+LENGTHS = {
+    "micro": Lengths(61, 64, 4, 110, "measured on data/micro"),
+    "gsm8k": Lengths(150, 190, 5, 300, "assumed for Llama 3.2"),  # Table 1: 188 per trace
+    "mmlu": Lengths(250, 200, 5, 1200, "assumed, not measured"),
+}
+LONGEST = 2.0  # a batch's longest completion over the mean: 1.8 to 2.9 on data/micro
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates that are reached, not peaks."""
+
+    name: str
+    flops: float  # float32 products, FLOP/s
+    bandwidth: float  # memory, bytes/s
+    start: float  # until an operation runs, s
+    fused: bool  # is attention without a mask one fused kernel (see policy_activations)
+
+
+# NVIDIA's data sheet: 19.5 TFLOP/s in float32 (312 in bfloat16, which nothing here uses; PyTorch
+# leaves TF32 off) and 2.04 TB/s. What part of them is reached is assumed.
+A100 = Machine(
+    "assumed 60% of 19.5 TFLOP/s in float32, 80% of 2.04 TB/s, 5 us to start an operation",
+    0.6 * 19.5e12, 0.8 * 2.04e12, 5e-6, fused=False,
+)  # fmt: skip
+CARDS = {"A100-80GB": 79.1, "A100-40GB": 39.4}  # GiB that PyTorch sees of them
+OVERHEAD = 2 * GIB  # CUDA's context, NCCL's buffers, what the allocator cannot use: assumed
+OPERATIONS = 60  # kernels and views in a layer's forward, about
+TRIPS = 12  # times that what autograd keeps passes through memory, temporaries included, about
+BATCHES = {"masks": "mask-batch", "policy": "micro-batch", "evaluation": "eval-batch"}  # flags
+
+
+# ---------------------------------------------------------------------------------- sizes, in bytes
+
+
+def widths(shape: LlamaConfig) -> tuple[int, int, int, int]:
+    """h, q, kv, I."""
+    q, kv = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+    return shape.hidden_size, q, kv, shape.intermediate_size
+
+
+def body_weights(shape: LlamaConfig) -> int:
+    """Number of weights in the layers' matrices: L (2 h q + 2 h kv + 3 h I)."""
+    h, q, kv, inner = widths(shape)
+    return shape.num_hidden_layers * h * (2 * q + 2 * kv + 3 * inner)
+
+
+def parameters(shape: LlamaConfig) -> int:
+    """Number of all weights: the layers', V h once or (untied head) twice, 2 L + 1 norms of h."""
+    tables = shape.vocab_size * (1 if shape.tie_word_embeddings else 2)
+    return body_weights(shape) + (tables + 2 * shape.num_hidden_layers + 1) * shape.hidden_size
+
+
+def kv_cache(shape: LlamaConfig, rows: int, length: int) -> int:
+    """Keys and values of all layers: 2 L kv per token."""
+    return rows * length * 2 * shape.num_hidden_layers * widths(shape)[2] * FLOAT
+
+
+def policy_activations(shape: LlamaConfig, rows: int, length: int, fused: bool) -> int:
+    """What autograd keeps of a policy micro-batch's layers.
+
+    Per token and layer: 6 h (each norm's input, the normalised input, the norm's output), 2 factors
+    of norms, 4 I (gate, silu(gate), up, their product) and attention. Fused: q, k, v, output, and a
+    log-sum-exp per head. Not fused: q, k, v, output, all q wide, since keys are repeated for the
+    query heads, and heads * S weights. So it is on CUDA: no fused kernel there takes grouped
+    queries in float32.
+    """
+    h, q, kv, inner = widths(shape)
+    heads = shape.num_attention_heads
+    attention = 2 * q + 2 * kv + heads if fused else 4 * q + heads * length
+    layers = shape.num_hidden_layers * (6 * h + 2 + 4 * inner + attention)
+    return rows * length * (layers + h) * FLOAT
+
+
+def policy_logits(shape: LlamaConfig, rows: int, completion: int) -> int:
+    """log_softmax's output, then in backward its gradient and the logits': 3 C V a rollout.
+
+    Or, where that is more, the logits' gradient and the head's, V h, before it is accumulated.
+    """
+    logits, head = rows * completion * shape.vocab_size, shape.vocab_size * shape.hidden_size
+    return max(3 * logits, logits + head) * FLOAT
+
+
+def mask_activations(shape: LlamaConfig, rows: int, length: int) -> int:
+    """What autograd keeps of a mask step, whose weights are frozen.
+
+    Per token and layer: 2 h (each norm's input), 2 factors, q, k, v, 3 I (gate, silu(gate), up),
+    heads * S attention weights, and a byte for each of S positions, invisible or not. Once: 3 S, H
+    on its way into the scores.
+    """
+    h, q, kv, inner = widths(shape)
+    scores = shape.num_attention_heads * length
+    layers = shape.num_hidden_layers * (2 * h + 2 + q + 2 * kv + 3 * inner + scores + length / 4)
+    return int(rows * length * (layers + 3 * length) * FLOAT)
+
+
+def softmax_gradients(shape: LlamaConfig, rows: int, length: int) -> int:
+    """In the backward of a layer's softmax, its output's gradient and its input's: 2 heads * S."""
+    return 2 * rows * shape.num_attention_heads * length**2 * FLOAT
+
+
+def decoding(shape: LlamaConfig, rows: int, length: int) -> int:
+    """The cache, 1.25 times: dropping finished rows copies up to half the keys. And 4 V per row."""
+    return kv_cache(shape, rows, length) * 5 // 4 + 4 * rows * shape.vocab_size * FLOAT
+
+
+# ------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: train.Config and what follows from it."""
+
+    config: Any
+    shape: LlamaConfig
+    lengths: Lengths
+    world_size: int
+    questions: int  # to train on
+    heldout: int  # to evaluate on
+    updates: int
+    rollouts: int  # of an update, over all ranks
+    completion: int  # mean tokens
+
+
+def plan_run(config, world_size: int | None = None) -> Plan:
+    """What a train.Config asks for. Raises ValueError: unknown shape, or too few questions.
+
+    world_size: default torchrun's, else 8 for the paper preset, 1 for others.
+    """
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", 0))
+    world_size = world_size or (8 if config.preset == "paper" else 1)
+    shape = SHAPES.get(config.model.removesuffix("-Instruct"))
+    if Path(config.model).is_dir():
+        shape = LlamaConfig.from_directory(Path(config.model))
+    if shape is None:
+        raise ValueError(
+            f"--model {config.model}: --dry-run knows the shapes of {', '.join(SHAPES)} (and their "
+            "-Instruct) and reads any other from a checkpoint directory; give one"
+        )
+    questions, heldout = (count(config, split) for split in (config.train_split, "heldout"))
+    if questions < config.questions:
+        raise ValueError(f"--questions {config.questions}: there are {questions} to train on")
+    lengths, updates = LENGTHS[config.dataset], config.steps
+    if config.epochs is not None:
+        updates = config.epochs * (questions // config.questions)
+    completion = min(lengths.reasoning + lengths.answer, config.max_new_tokens)
+    heldout, rollouts = min(heldout, config.eval_problems), config.questions * config.rollouts
+    return Plan(
+        config, shape, lengths, world_size, questions, heldout, updates, rollouts, completion
+    )
+
+
+def count(config, split: str) -> int:
+    """Problems of a split: those in --data-dir, counted, or as many as are published."""
+    if config.data_dir is not None:
+        return len(load_problems(config.dataset, split, config.data_dir))
+    return QUESTIONS[config.dataset][DATASETS[config.dataset].splits[split]]
+
+
+def shares(plan: Plan, world_size: int) -> dict[str, tuple[int, int]]:
+    """By phase: rollouts of a rank with a full share, and how many of them at a time."""
+    config, share = plan.config, -(-plan.rollouts // world_size)
+    samples = -(-plan.heldout // world_size) * config.eval_samples
+    return {
+        "sampling": (share, share),
+        "masks": (0 if config.saliency == "none" else share, min(config.mask_batch, share)),
+        "policy": (share, min(config.micro_batch, share)),
+        "evaluation": (samples, min(config.eval_batch, samples)),
+    }
+
+
+def resident(plan: Plan) -> dict[str, int]:
+    """What a rank holds all the time, in bytes.
+
+    DDP's buckets are the gradients themselves, and stay; a single process has none while it samples
+    and learns masks, which is not subtracted here.
+    """
+    weights = parameters(plan.shape) * FLOAT
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimiser: AdamW's two moments": 2 * weights,
+        "rollout copy: none, sampling reads the weights themselves": 0,
+        "CUDA, NCCL, allocator: assumed": OVERHEAD,
+    }
+
+
+def phases(plan: Plan, prompt: int, completion: int) -> dict[str, dict[str, int]]:
+    """Bytes on top of `resident` by phase and part; the phases follow each other."""
+    shape, length = plan.shape, prompt + completion
+    n = {phase: batch for phase, (total, batch) in shares(plan, plan.world_size).items() if total}
+    found = {"sampling": {"KV cache": decoding(shape, n["sampling"], length)}}
+    if "masks" in n:
+        found["masks"] = {
+            "activations": mask_activations(shape, n["masks"], length),
+            "a softmax's gradients": softmax_gradients(shape, n["masks"], length),
+        }
+    found["policy"] = {
+        "activations": policy_activations(shape, n["policy"], length, A100.fused),
+        "logits": policy_logits(shape, n["policy"], completion),
+    }
+    found["evaluation"] = {"KV cache": decoding(shape, n["evaluation"], length)}
+    found["optimiser"] = {"AdamW's temporary": parameters(shape) * FLOAT}
+    return found
+
+
+def flop(plan: Plan) -> dict[str, float]:
+    """Arithmetic at mean lengths by phase, per rollout; evaluation: per sample.
+
+    Forward: 2 per weight and token, the head on its rows only; attention 4 q S per token and layer.
+    Masks: steps + 1 times a forward and a backward through activations alone, which is as much
+    again for a matrix and twice as much for attention. Policy: passes times 3 forwards. Sampling
+    reads a prompt once for its group.
+    """
+    config, shape, P, C = plan.config, plan.shape, plan.lengths.prompt, plan.completion
+
+    def matrices(tokens, head_rows):
+        head = shape.vocab_size * shape.hidden_size
+        return 2 * (body_weights(shape) * tokens + head * head_rows)
+
+    def attention(tokens, context):
+        return 4 * widths(shape)[1] * shape.num_hidden_layers * tokens * context
+
+    prefill, decode = matrices(P, 1) + attention(P, P), matrices(C, C) + attention(C, P + C / 2)
+    whole = attention(P + C, P + C)
+    return {
+        "sampling": prefill / config.rollouts + decode,
+        "masks": (config.mask_steps + 1) * (2 * matrices(P + C, plan.lengths.answer) + 3 * whole),
+        "policy": config.passes * 3 * (matrices(P + C, C) + whole),
+        "evaluation": prefill / config.eval_samples + decode,
+    }
+
+
+def seconds(plan: Plan, machine: Machine, world_size: int) -> dict[str, float]:
+    """Time of an update's phases on a rank with a full share, at mean lengths; of an evaluation.
+
+    Decoding: the larger of arithmetic and memory (a step reads all weights, a token its cache).
+    Else arithmetic, and TRIPS of what autograd keeps through memory. Both: starting OPERATIONS per
+    layer, in a backward 1.5 times as many.
+    """
+    config, shape, P, C = plan.config, plan.shape, plan.lengths.prompt, plan.completion
+    repeats = {"masks": config.mask_steps + 1, "policy": config.passes}
+    kept = {
+        "masks": mask_activations(shape, 1, P + C),
+        "policy": policy_activations(shape, 1, P + C, machine.fused) + policy_logits(shape, 1, C),
+    }
+    start = OPERATIONS * shape.num_hidden_layers * machine.start
+    found = {}
+    for phase, (total, batch) in shares(plan, world_size).items():
+        arithmetic, batches = total * flop(plan)[phase] / machine.flops, -(-total // batch)
+        if phase in repeats:
+            trips = TRIPS * total * repeats[phase] * kept[phase] / machine.bandwidth
+            found[phase] = arithmetic + trips + batches * repeats[phase] * 2.5 * start
+        else:
+            steps = batches * min(LONGEST * C, config.max_new_tokens)
+            moved = steps * parameters(shape) * FLOAT + kv_cache(shape, total, 1) * C * (P + C / 2)
+            found[phase] = max(arithmetic, moved / machine.bandwidth) + steps * start
+    return found
+
+
+def measured(plan: Plan, device: torch.device) -> Machine:
+    """The machine at hand, one process: times a product, memory and a tiny operation (0.5 s)."""
+    h, _, _, inner = widths(plan.shape)
+    tokens = plan.config.micro_batch * (plan.lengths.prompt + plan.completion)
+    tokens = max(1, min(tokens, int(4e9) // (2 * h * inner)))  # a large model's must end soon too
+    x, weight = torch.rand(tokens, h, device=device), torch.rand(h, inner, device=device)
+    one, two, out = torch.rand(3, 2**24, device=device)  # 64 MiB each: beyond caches
+    tiny, threads = torch.rand(4, 4, device=device), torch.get_num_threads()
+
+    def clock(line: str, **names) -> float:
+        timer = Timer(line, globals={"torch": torch} | names, num_threads=threads)
+        return min(timer.blocked_autorange(min_run_time=0.15).times)  # others may be at work
+
+    flops = 2 * tokens * h * inner / clock("x @ weight", x=x, weight=weight)
+    moved = 3 * out.numel() * FLOAT
+    bandwidth = moved / clock("torch.mul(one, two, out=out)", one=one, two=two, out=out)
+    where = f"{threads} CPU threads" if device.type == "cpu" else str(device)
+    rates = f"{flops / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s, just timed"
+    start, fused = clock("tiny * tiny", tiny=tiny), device.type == "cpu"
+    return Machine(f"one process, {where}, {rates}", flops, bandwidth, start, fused)
+
+
+# ------------------------------------------------------------------------------------ the report
+
+
+def report(plan: Plan, here: Machine) -> str:
+    """What `train.py --dry-run` prints, at most 100 columns wide."""
+    config, lengths, rollouts = plan.config, plan.lengths, plan.updates * plan.rollouts
+    lines = [
+        f"A dry run: nothing is loaded. {config.model}, {parameters(plan.shape):,} weights, "
+        f"world size {plan.world_size}",
+        f"\n  {'setting':<24}{'this run':<36}paper",
+    ]
+    for name, value in settings(plan).items():
+        said = PAPER.get(name, "-")
+        mark = "*" if said not in ("-", value) else " "
+        lines.append(f"{mark} {name:<24}{shown(value):<36}{shown(said)}")
+    lines += [
+        "* differs; - the paper does not say",
+        f"\n{plan.questions:,} questions, {plan.updates:,} updates of {config.questions} questions "
+        f"x {config.rollouts} rollouts: {rollouts:,} rollouts",
+        f"tokens to sample: about {rollouts * plan.completion:,}, at most "
+        f"{rollouts * config.max_new_tokens:,}",
+        f"mean tokens: prompt {lengths.prompt}, reasoning {lengths.reasoning}, answer with its "
+        f"delimiter {lengths.answer} ({lengths.source})",
+        f"longest: prompt {lengths.longest_prompt}, completion {config.max_new_tokens}; a batch is "
+        "padded to its longest rollout",
+    ]
+    return "\n".join([*lines, "", *memory_lines(plan), "", *time_lines(plan, here)])
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """Every hyperparameter of the run under the names of PAPER."""
+    config, mask = plan.config, dataclasses.asdict(plan.config.mask())
+    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    values |= {f"mask_{key}": value for key, value in mask.items()}
+    values["mask_upper_bound"] = 0.0  # atman.optimize_masks clamps there
+    values |= {"steps": plan.updates, "world_size": plan.world_size}
+    return {name: value for name, value in values.items() if name not in NO_HYPERPARAMETER}
+
+
+def shown(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def memory_lines(plan: Plan) -> list[str]:
+    """Parts, phases and peak at mean lengths and at the longest, and the batches that would fit."""
+    held = resident(plan)
+    mean = phases(plan, plan.lengths.prompt, plan.completion)
+    longest = phases(plan, plan.lengths.longest_prompt, plan.config.max_new_tokens)
+    batches = {phase: batch for phase, (_, batch) in shares(plan, plan.world_size).items()}
+    total = sum(held.values())
+    peaks = [total + max(sum(p.values()) for p in case.values()) for case in (mean, longest)]
+
+    def row(label, *cells):
+        cells = [f"{cell / GIB:.2f}" if isinstance(cell, int) else cell for cell in cells]
+        return f"{label:<64}" + "".join(f"{cell:>12}" for cell in cells)
+
+    lines = [row("memory of a GPU in GiB", "mean", "longest")]
+    lines += [row(f"  {part}", size, size) for part, size in held.items()]
+    for phase, parts in mean.items():
+        several = f", {batches[phase]} rollouts" if phase in batches else ""
+        for part, size in parts.items():
+            lines.append(row(f"  in {phase}: {part}{several}", size, longest[phase][part]))
+    lines.append(row("  peak: the largest phase on top of what is always there", *peaks))
+    for card, usable in CARDS.items():
+        fits = ["fits" if peak <= usable * GIB else "too small" for peak in peaks]
+        lines.append(row(f"  {card}, {usable} GiB usable", *fits))
+        for phase, flag in BATCHES.items():
+            needed, room = sum(longest.get(phase, {}).values()), usable * GIB - total
+            if needed > room > 0:  # a phase grows with its batch
+                most = int(room * batches[phase] / needed)
+                hint = f"--{flag} {most} would fit" if most else f"not even --{flag} 1 would fit"
+                lines.append(f"    {phase} at the longest: {hint}")
+    return lines
+
+
+def time_lines(plan: Plan, here: Machine) -> list[str]:
+    """Arithmetic, and time on A100s and here, of an update and of the run."""
+    config, share = plan.config, shares(plan, 1)
+    between = (plan.updates - 1) // config.eval_every if config.eval_every and plan.updates else 0
+    evaluations = 2 + between * min(1, config.eval_every_problems / plan.heldout)  # whole ones
+    work = {phase: total * flop(plan)[phase] for phase, (total, _) in share.items()}
+    columns = [work, seconds(plan, A100, plan.world_size), seconds(plan, here, 1)]
+    tests = [evaluations * column.pop("evaluation") for column in columns]
+    table = {phase: [column[phase] for column in columns] for phase in work}
+    table["an update"] = [sum(column.values()) for column in columns]
+    table[f"{2 + between} evaluations"] = tests
+    table["the run"] = [
+        plan.updates * update + test for update, test in zip(table["an update"], tests, strict=True)
+    ]
+    title = f"{'about, at mean lengths':<40}{'arithmetic':>16}"
+    lines = [f"{title}{f'{plan.world_size} x A100-80GB':>20}{'here':>20}"]
+    for name, (arithmetic, *times) in table.items():
+        cells = "".join(f"{scaled(time, TIMES):>20}" for time in times)
+        lines.append(f"  {name:<38}{scaled(arithmetic, FLOPS):>16}{cells}")
+    return lines + [
+        f"  A100-80GB: {A100.name}",
+        f"  here: {here.name}",
+        "  Estimated, not measured; loading, saving and what GPUs tell each other are left out.",
+    ]
+
+
+FLOPS = {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9}
+TIMES = {"years": 365 * 86400, "days": 86400, "h": 3600, "min": 60, "s": 1}
+
+
+def scaled(value: float, units: dict[str, float]) -> str:
+    """Three digits in the largest unit of which there is one."""
+    unit = next((unit for unit, size in units.items() if value >= size), list(units)[-1])
+    value /= units[unit]
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"

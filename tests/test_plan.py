@@ -1,0 +1,328 @@
+"""A dry run: its arithmetic by hand, against what autograd keeps, and as a user types it."""
+
+import dataclasses
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import atman
+import plan
+import train
+from data import DATASETS, load_problems
+from grpo import token_logprobs
+from model import Llama
+
+ROOT = Path(__file__).parent.parent
+SHAPES = [
+    {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "head_dim": 16},
+    {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 200},
+]
+P, T, D, A = 40, 90, 2, 3
+MACHINE = plan.Machine("a test's machine", flops=1e12, bandwidth=1e11, start=1e-6, fused=True)
+LLAMA = plan.SHAPES["meta-llama/Llama-3.2-3B"]
+
+
+def planned(*arguments, world_size=None) -> plan.Plan:
+    return plan.plan_run(train.parse_args([*map(str, arguments)]), world_size)
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def dry_run(monkeypatch, capsys, *arguments) -> str:
+    """`python train.py` with arguments, in this process: what it prints, also as it refuses."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    for loader in ("from_pretrained", "__init__"):
+        monkeypatch.setattr(Llama, loader, lambda *_, **__: pytest.fail("a model was made"))
+    monkeypatch.setattr(train, "train", lambda config: pytest.fail("a training run began"))
+    code = ""
+    try:
+        train.main()
+    except SystemExit as refusal:
+        assert refusal.code not in (0, None)
+        code = str(refusal.code)
+    printed = capsys.readouterr()
+    return printed.out + printed.err + code
+
+
+# ------------------------------------------------------------------------------- sizes and memory
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("3.2-1B", 1_235_814_400), ("3.2-3B", 3_212_749_824), ("3.1-8B", 8_030_261_248)],
+)
+def test_published_models_have_their_published_number_of_weights(name, weights):
+    assert plan.parameters(plan.SHAPES[f"meta-llama/Llama-{name}"]) == weights
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_number_of_weights_is_the_models(tied):
+    model = tiny.llama(tie_word_embeddings=tied)
+    assert plan.parameters(model.config) == sum(weight.numel() for weight in model.parameters())
+    body = [w for name, w in model.named_parameters() if w.dim() == 2 and name.startswith("layers")]
+    assert plan.body_weights(model.config) == sum(weight.numel() for weight in body)
+
+
+def test_the_parts_of_the_3b_model_by_hand():
+    kib = 1024
+    assert plan.kv_cache(LLAMA, 1, 1) == 224 * kib  # 2 * 28 layers * 8 heads * 128 * 4 bytes
+    assert plan.policy_logits(LLAMA, 2, 1024) == 3 * 2 * 1024 * 128256 * 4
+    assert plan.policy_logits(LLAMA, 1, 100) == (100 + 3072) * 128256 * 4  # the head's gradient
+    assert plan.softmax_gradients(LLAMA, 2, 10) == 2 * 2 * 24 * 100 * 4
+    assert plan.decoding(LLAMA, 4, 8) == 1.25 * 32 * 224 * kib + 4 * 4 * 128256 * 4
+    per_layer = 6 * 3072 + 2 + 4 * 8192 + 2 * 3072 + 2 * 1024 + 24
+    assert plan.policy_activations(LLAMA, 3, 7, True) == 21 * (28 * per_layer + 3072) * 4
+    run = planned("--preset", "paper")
+    held = [size / plan.GIB for size in plan.resident(run).values()]
+    assert held == pytest.approx([11.97, 11.97, 23.94, 0, 2], abs=0.01)
+
+
+def kept_by_autograd(model, function) -> int:
+    """Bytes of the distinct storages that autograd keeps in function(), weights apart."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that none is reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_policy_micro_batch_keeps_what_is_counted(shape, fused):
+    """Not fused is what CUDA does in float32, forced here."""
+    model, rows = tiny.llama(**shape), 3
+    prompts, completions = tiny.ids(0, *[P] * rows), tiny.ids(1, *[T] * rows)
+    with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+        kept = kept_by_autograd(model, lambda: token_logprobs(model, prompts, completions))
+    logits = rows * T * model.config.vocab_size * 4  # log_softmax's output
+    counted = plan.policy_activations(model.config, rows, P + T, fused) + logits
+    assert counted == pytest.approx(kept, rel=0.1)
+
+
+def mask_batch(rows):
+    lengths = enumerate((P, T, D, A))
+    return atman.pack(*(tiny.ids(seed, *[length] * rows) for seed, length in lengths), "cpu")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_mask_step_keeps_what_is_counted(shape):
+    model, batch = tiny.llama(**shape), mask_batch(4)
+    mask = torch.full(batch.region.shape, -0.4, requires_grad=True)
+    with atman.frozen(model):
+        kept = kept_by_autograd(model, lambda: atman.answer_loss(model, batch, mask.clamp(max=0)))
+    assert plan.mask_activations(model.config, *batch.tokens.shape) == pytest.approx(kept, rel=0.1)
+
+
+def test_the_paper_preset_needs_smaller_batches_at_its_longest_rollouts():
+    run = planned("--preset", "paper")
+    lines = "\n".join(plan.memory_lines(run))
+    assert "masks at the longest: --mask-batch 3 would fit" in lines
+    assert "policy at the longest: --micro-batch 1 would fit" in lines
+    room = 79.1 * plan.GIB - sum(plan.resident(run).values())
+    for flag, phase, batch in (("mask-batch", "masks", 3), ("micro-batch", "policy", 1)):
+        for rows, fits in ((batch, True), (batch + 1, False)):
+            longest = plan.phases(planned("--preset", "paper", f"--{flag}", rows), 300, 1024)
+            assert (sum(longest[phase].values()) <= room) == fits
+    lines = plan.memory_lines(planned("--preset", "paper", "--mask-batch", 3, "--micro-batch", 1))
+    assert not any("would fit" in line for line in lines)
+    fits = [line.split()[-2:] for line in lines if line.startswith("  A100")]
+    assert fits == [["fits", "fits"], ["too", "small"]]
+
+
+def test_a_rank_holds_its_share_of_the_rollouts():
+    run = planned("--preset", "paper", world_size=48)
+    assert plan.shares(run, 48) == {
+        "sampling": (2, 2),  # 64 rollouts on 48: two on each of the first 32
+        "masks": (2, 2),
+        "policy": (2, 2),
+        "evaluation": (44, 32),  # 11 of 500 problems, 4 samples each
+    }
+    cache = plan.phases(run, 300, 1024)["sampling"]["KV cache"]
+    assert cache == plan.decoding(LLAMA, 2, 1324)
+    assert plan.shares(run, 64)["policy"] == (1, 1)
+    assert "masks" not in plan.phases(planned("--saliency", "none"), 1, 1)
+
+
+# ---------------------------------------------------------------------------- arithmetic and time
+
+
+def run_of(model, **changes) -> plan.Plan:
+    """A plan for a tiny model with this file's lengths, so that its FLOP can be counted."""
+    lengths = plan.Lengths(P, T, D + A, P, "a test")
+    run = planned("--mask-steps", 1, "--passes", 1, "--rollouts", 4, "--questions", 4)
+    return dataclasses.replace(
+        run, shape=model.config, lengths=lengths, completion=T + D + A, **changes
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_arithmetic_is_what_pytorch_counts(shape):
+    model = tiny.llama(**shape)
+    flop = plan.flop(run_of(model))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as policy:
+        prompts, completions = tiny.ids(0, P), tiny.ids(1, T + D + A)
+        token_logprobs(model, prompts, completions)[0].sum().backward()
+    assert flop["policy"] == pytest.approx(policy.get_total_flops(), rel=0.01)
+    batch = mask_batch(1)
+    mask = torch.full(batch.region.shape, -0.4, requires_grad=True)
+    with atman.frozen(model), FlopCounterMode(display=False) as step:
+        torch.autograd.grad(atman.answer_loss(model, batch, mask).sum(), mask)
+    # Backward ends in layer 0's attention, which the count does not know: it is that much above.
+    assert 1 <= flop["masks"] / (2 * step.get_total_flops()) < 1.2
+
+
+def test_the_arithmetic_of_the_3b_model_by_hand():
+    flop = plan.flop(planned("--preset", "paper"))
+    body, head = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192), 128256 * 3072
+    attention = 4 * 3072 * 28 * 345 * 345
+    assert flop["masks"] == 201 * (2 * 2 * (345 * body + 5 * head) + 3 * attention)
+    assert flop["policy"] == 2 * 3 * (2 * (345 * body + 195 * head) + attention)
+    assert 0.5e15 < flop["masks"] < 0.85e15
+    prefill = 2 * (150 * body + head) + 4 * 3072 * 28 * 150 * 150
+    decode = 2 * 195 * (body + head) + 4 * 3072 * 28 * 195 * (150 + 97.5)
+    assert flop["sampling"] == prefill / 8 + decode
+    assert flop["evaluation"] == prefill / 4 + decode
+
+
+def test_time_is_arithmetic_or_memory():
+    run = planned("--preset", "paper")
+    flop = plan.flop(run)
+    fast = dataclasses.replace(MACHINE, bandwidth=float("inf"), start=0)
+    times = plan.seconds(run, fast, 8)
+    for phase, rollouts in (("sampling", 8), ("masks", 8), ("policy", 8), ("evaluation", 252)):
+        assert times[phase] == pytest.approx(rollouts * flop[phase] / 1e12)
+    assert plan.seconds(run, fast, 48)["masks"] == pytest.approx(times["masks"] / 4)
+    slow = dataclasses.replace(MACHINE, flops=float("inf"), start=0)
+    times = plan.seconds(run, slow, 8)
+    weights, cache = 390 * 4 * 3_212_749_824, 8 * 195 * 247.5 * 224 * 1024  # 390 steps: twice 195
+    assert times["sampling"] == pytest.approx((weights + cache) / 1e11)
+    kept = plan.mask_activations(LLAMA, 8, 345)
+    assert times["masks"] == pytest.approx(201 * plan.TRIPS * kept / 1e11, rel=1e-3)
+    still = dataclasses.replace(MACHINE, flops=float("inf"), bandwidth=float("inf"))
+    times = plan.seconds(run, still, 8)
+    assert times["sampling"] == pytest.approx(390 * 28 * plan.OPERATIONS * 1e-6)
+    assert times["policy"] == pytest.approx(2 * 4 * 2.5 * 28 * plan.OPERATIONS * 1e-6)
+
+
+def test_the_time_of_a_run_is_its_updates_and_evaluations():
+    run = planned("--preset", "paper")
+    whole = 2 + 46 * 100 / 500  # 500 problems before and after, 100 of them every 100 updates
+    update, flop = ("sampling", "masks", "policy"), plan.flop(run)
+    tests = [plan.scaled(whole * 4 * 500 * flop["evaluation"], plan.FLOPS)]
+    total = 4670 * 64 * sum(flop[phase] for phase in update)
+    totals = [plan.scaled(total + whole * 4 * 500 * flop["evaluation"], plan.FLOPS)]
+    for machine, ranks in ((plan.A100, 8), (MACHINE, 1)):
+        times = plan.seconds(run, machine, ranks)
+        tests.append(plan.scaled(whole * times["evaluation"], plan.TIMES))
+        total = 4670 * sum(times[phase] for phase in update) + whole * times["evaluation"]
+        totals.append(plan.scaled(total, plan.TIMES))
+    lines = [" ".join(line.split()) for line in plan.time_lines(run, MACHINE)]
+    assert " ".join(["48 evaluations", *tests]) in lines
+    assert " ".join(["the run", *totals]) in lines
+    seldom = planned("--eval-every", 0)
+    assert any("2 evaluations" in line for line in plan.time_lines(seldom, MACHINE))
+    assert planned("--max-new-tokens", 10).completion == 10
+
+
+def test_numbers_come_in_units_that_fit():
+    assert plan.scaled(246e18, plan.FLOPS) == "246 EFLOP"
+    assert plan.scaled(1.2e6, plan.FLOPS) == "0.0012 GFLOP"
+    assert plan.scaled(90, plan.TIMES) == "1.5 min"
+    assert plan.scaled(2_000_000 * 365 * 86400, plan.TIMES) == "2,000,000 years"
+
+
+# ---------------------------------------------------------------------------------- as a user does
+
+
+def test_the_paper_preset_is_the_papers_but_for_the_gpus():
+    values = plan.settings(planned("--preset", "paper"))
+    assert set(plan.PAPER) <= set(values)
+    assert [name for name in plan.PAPER if values[name] != plan.PAPER[name]] == ["world_size"]
+    # Every setting is in the table, or is none.
+    names = {entry.name for entry in dataclasses.fields(train.Config)}
+    assert names - set(values) <= plan.NO_HYPERPARAMETER
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_has_lengths_and_numbers_of_questions(dataset):
+    assert dataset in plan.LENGTHS
+    assert set(DATASETS[dataset].splits.values()) <= set(plan.QUESTIONS[dataset])
+
+
+def test_questions_are_counted(tmp_path):
+    assert planned("--dataset", "mmlu", "--train-split", "val").questions == 1531
+    assert len(load_problems("micro", "train")) == plan.QUESTIONS["micro"]["train"]
+    assert len(load_problems("micro", "heldout")) == plan.QUESTIONS["micro"]["heldout"]
+    line = '{"question": "How much is 1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'
+    (tmp_path / "train.jsonl").write_text(line * 20)
+    (tmp_path / "test.jsonl").write_text(line * 3)
+    run = planned("--preset", "paper", "--data-dir", tmp_path)
+    assert (run.questions, run.heldout, run.updates) == (20, 3, 10)  # 5 epochs of 2 updates
+
+
+def test_a_dry_run_of_the_paper_preset(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "measured", lambda *_: MACHINE)
+    monkeypatch.chdir(tmp_path)
+    text = dry_run(monkeypatch, capsys, "--preset", "paper", "--dry-run")
+    assert not list(tmp_path.iterdir())  # no run's folder
+    assert "3,212,749,824 weights, world size 8" in text
+    assert "7,473 questions, 4,670 updates of 8 questions x 8 rollouts: 298,880 rollouts" in text
+    assert "about 58,281,600, at most 306,053,120" in text
+    marked = [line.split()[1] for line in text.splitlines() if line.startswith("* ")]
+    assert marked == ["world_size", "differs;"]
+    assert "48 evaluations" in text  # before, after, and 46 in between
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_dry_run_of_the_default(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = dry_run(monkeypatch, capsys, "--dry-run", "--device", "cpu")
+    assert "data/micro, 889,984 weights, world size 1" in text
+    assert "10,000 questions, 40 updates" in text and "5 evaluations" in text
+    assert max(map(len, text.splitlines())) <= 100
+    timed = re.search(r"CPU threads, (\S+) GFLOP/s, (\S+) GB/s, just timed", text)
+    assert all(0 < float(rate.replace(",", "")) < 1e6 for rate in timed.groups())
+
+
+def test_one_rank_prints_and_torchrun_says_how_many_there_are(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "measured", lambda *_: MACHINE)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "world size 2" in dry_run(monkeypatch, capsys, "--dry-run")
+    assert "world size 5" in dry_run(monkeypatch, capsys, "--dry-run", "--world-size", 5)
+    monkeypatch.setenv("RANK", "1")
+    assert dry_run(monkeypatch, capsys, "--dry-run") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--dry-run", "--world-size", 0], "--world-size 0: must be at least 1"),
+        (["--world-size", 8], "--world-size plans, with --dry-run"),
+        (["--dry-run", "--model", "someone/else"], "--model someone/else: --dry-run knows"),
+        (["--dry-run", "--questions", 20_000], "there are 10000 to train on"),
+        (["--dry-run", "--data-dir", "."], "--data-dir: the micro task has no files"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(arguments, says, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = dry_run(monkeypatch, capsys, *arguments)
+    assert says in text and "Traceback" not in text
