@@ -17,8 +17,8 @@ files are interleaved, hold other names, and are refused.
 import json
 import math
 import os
+import re
 import shutil
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-INDEX = "model.safetensors.index.json"
-NUMBER_FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from hub import INDEX, set_aside
+
+NUMBER_FORMATS = ("F64", "F32", "BF16", "F16")  # as safetensors spells them
+WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 LLAMA3_ROPE_KEYS = (
     "factor",
     "low_freq_factor",
@@ -51,8 +53,8 @@ def read_config(directory: Path) -> dict:
     """LlamaConfig's fields from config.json, the stop tokens also from generation_config.json.
 
     Older files have `rope_scaling` beside `rope_theta`, newer ones `rope_parameters` with
-    rope_theta inside. Absent fields take transformers' defaults for a Llama. Raises ValueError
-    naming the file, the key and what is wrong with it.
+    rope_theta inside. Absent settings take transformers' defaults for a Llama, absent sizes are
+    refused. Raises ValueError naming the file, the key and what is wrong with it.
     """
     path = directory / "config.json"
     raw = read_json(path)
@@ -60,6 +62,9 @@ def read_config(directory: Path) -> dict:
         raise ValueError(f"{path}: model_type is {raw.get('model_type')!r}; only llama is read")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{path}: hidden_act is {raw['hidden_act']!r}; only silu is known")
+    for flag in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+        if not isinstance(raw.get(flag, False), bool):
+            raise ValueError(f"{path}: {flag} must be true or false, not {raw[flag]!r}")
     for flag in ("attention_bias", "mlp_bias", "quantization_config"):
         if raw.get(flag):
             raise ValueError(f"{path}: {flag} is set; this Llama has no such weights")
@@ -69,6 +74,8 @@ def read_config(directory: Path) -> dict:
         if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
             kind = "whole number" if whole else "number"
             raise ValueError(f"{path}: {key} must be a {kind} above 0, not {value!r}")
+        if whole and value >= 2**31:
+            raise ValueError(f"{path}: {key} {value} is no size of a Llama")
         return value
 
     def whole(key: str, default=None) -> int:
@@ -92,22 +99,21 @@ def read_config(directory: Path) -> dict:
         if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
             raise ValueError(f"{path}: high_freq_factor must be above low_freq_factor")
 
-    vocab_size, heads = whole("vocab_size"), whole("num_attention_heads")
+    vocab_size, layers = whole("vocab_size"), whole("num_hidden_layers")
+    heads = whole("num_attention_heads")
+    if layers > 1000:
+        raise ValueError(f"{path}: num_hidden_layers {layers} is no size of a Llama")
     kv_heads = whole("num_key_value_heads", heads)
     head_dim = whole("head_dim", whole("hidden_size") // heads)
     if heads % kv_heads:
         raise ValueError(f"{path}: {heads} attention heads cannot share {kv_heads} key-value heads")
     if head_dim % 2:
         raise ValueError(f"{path}: head_dim {head_dim} is odd; RoPE turns pairs")
-    eos_ids = read_stop_ids(directory)
-    for token in eos_ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise ValueError(f"{directory}: eos_token_id {token!r} is not in the vocabulary")
     return {
         "vocab_size": vocab_size,
         "hidden_size": whole("hidden_size"),
         "intermediate_size": whole("intermediate_size"),
-        "num_hidden_layers": whole("num_hidden_layers"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
@@ -115,66 +121,105 @@ def read_config(directory: Path) -> dict:
         "rope_theta": number(10000.0 if theta is None else theta, "rope_theta"),
         "rope_scaling": scaling,
         "max_position_embeddings": whole("max_position_embeddings", 2048),
-        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         "bos_token_id": raw.get("bos_token_id"),
-        "eos_token_ids": eos_ids,
+        "eos_token_ids": read_stop_ids(directory, vocab_size),
     }
 
 
-def read_stop_ids(directory: Path) -> tuple:
+def read_stop_ids(directory: Path, vocab_size: int) -> tuple[int, ...]:
     """eos_token_id, an int or a list: generation_config.json's, where Instruct models list all."""
-    eos = read_json(directory / "config.json").get("eos_token_id")
-    path = directory / "generation_config.json"
-    if path.exists():
-        stops = read_json(path).get("eos_token_id")
-        eos = eos if stops is None else stops
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    path = directory / "config.json"
+    eos = read_json(path).get("eos_token_id")
+    if (directory / "generation_config.json").exists():
+        stops = read_json(directory / "generation_config.json").get("eos_token_id")
+        if stops is not None:
+            path, eos = directory / "generation_config.json", stops
+    ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ValueError(f"{path}: eos_token_id {token!r} is not in the vocabulary")
+    return ids
+
+
+def check_weights(directory: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse files that do not hold exactly these tensors (key in the files -> shape).
+
+    Only the headers are read. Where there is to be no lm_head.weight (tied) a file may carry one
+    all the same, as some tuned checkpoints do, and old ones the angles of RoPE. Raises ValueError
+    naming the file for a missing, surplus, misshapen or quantised tensor, and a damaged file.
+    """
+    missing = set(shapes)
+    paths = weight_files(directory)
+    for path in paths:
+        with opened(path) as file:
+            for key in file.keys():
+                part = file.get_slice(key)
+                shape, number_format = tuple(part.get_shape()), part.get_dtype()
+                tied = key == "lm_head.weight" and key not in shapes
+                if key.endswith("rotary_emb.inv_freq"):
+                    continue
+                if key not in shapes and not tied:
+                    raise ValueError(f"{path}: unexpected tensor {key}")
+                wanted = shapes["model.embed_tokens.weight" if tied else key]
+                if shape != wanted:
+                    raise ValueError(
+                        f"{path}: {key} has shape {shape}, config.json asks for {wanted}"
+                    )
+                if number_format not in NUMBER_FORMATS:
+                    raise ValueError(
+                        f"{path}: {key} is in {number_format}; quantised weights are not read"
+                    )
+                missing.discard(key)
+    if missing:
+        where = paths[0] if len(paths) == 1 else directory / INDEX
+        raise ValueError(f"{where}: {len(missing)} tensors are missing, such as {min(missing)}")
 
 
 def read_weights(directory: Path, weights: dict[str, torch.Tensor]) -> None:
     """Fill `weights` (key in the files -> tensor, any float format) in place, tensor by tensor.
 
-    The files are mapped, not read: beyond `weights` at most one shard is in memory. Where `weights`
-    has no lm_head.weight (tied) a file may carry one all the same, as some tuned checkpoints do,
-    and old ones the angles of RoPE: both are left out. Raises ValueError naming the file for a
-    missing, surplus or misshapen tensor, one that is quantised, and a damaged file.
+    The files are mapped, not read: beyond `weights` at most one shard is in memory. They must have
+    passed check_weights. Raises ValueError naming the file where a tied model carries a head of its
+    own: transformers would use that one.
     """
-    missing = set(weights)
-    for path in weight_files(directory):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():
-                    if key not in weights:
-                        if key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq"):
-                            continue
-                        raise ValueError(f"{path}: unexpected tensor {key}")
-                    tensor, wanted = file.get_tensor(key), tuple(weights[key].shape)
-                    if tensor.shape != wanted:
-                        raise ValueError(
-                            f"{path}: {key} has shape {tuple(tensor.shape)}, "
-                            f"config.json asks for {wanted}"
-                        )
-                    if tensor.dtype not in NUMBER_FORMATS:
-                        raise ValueError(
-                            f"{path}: {key} is in {tensor.dtype}; quantised weights are not read"
-                        )
-                    weights[key].copy_(tensor)
-                    missing.discard(key)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} is missing or damaged ({error}); fetch the checkpoint again"
-            ) from None
-    if missing:
+    embedding = weights["model.embed_tokens.weight"]
+    paths = weight_files(directory)
+    for path in paths:
+        with opened(path) as file:
+            for key in weights.keys() & file.keys():
+                weights[key].copy_(file.get_tensor(key))
+    for path in paths:
+        with opened(path) as file:
+            if "lm_head.weight" in file.keys() and "lm_head.weight" not in weights:
+                if not torch.equal(file.get_tensor("lm_head.weight").to(embedding), embedding):
+                    raise ValueError(
+                        f"{path}: lm_head.weight differs from the embeddings it is tied to; set "
+                        "tie_word_embeddings to false in config.json to use it"
+                    )
+
+
+@contextmanager
+def opened(path: Path):
+    """A safetensors file; ValueError naming it when it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{directory}: the weights lack {len(missing)} tensors, for example {min(missing)}"
-        )
+            f"{path} is missing or damaged ({error}); fetch the checkpoint again"
+        ) from None
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, or the shards that the index names. ValueError where there is neither."""
+    """model.safetensors, or the shards that the index names. ValueError where it is not clear."""
     index_path, single = directory / INDEX, directory / "model.safetensors"
     if not index_path.exists():
-        others = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pth", ".pt"))
+        names = sorted(path.name for path in directory.iterdir())
+        shards = [name for name in names if WEIGHT_FILE.fullmatch(name)]
+        others = [name for name in names if name.endswith((".bin", ".pth", ".pt"))]
+        if shards and not single.exists():
+            raise ValueError(f"{index_path} is missing, beside {shards[0]}; fetch it again")
         if others and not single.exists():
             raise ValueError(
                 f"{directory} has {others[0]} but no model.safetensors; only safetensors files in "
@@ -182,17 +227,24 @@ def weight_files(directory: Path) -> list[Path]:
             )
         return [single]
     where = read_json(index_path).get("weight_map")
-    names = where.values() if isinstance(where, dict) else ()
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    names = set(where.values()) if isinstance(where, dict) else set()
+    if not names or not all(
+        isinstance(name, str) and re.fullmatch(r"[^/\\\0]+\.safetensors", name) for name in names
+    ):
         raise ValueError(f"{index_path}: weight_map must name files of this directory")
-    return [directory / name for name in sorted(set(names))]
+    if single.exists() and single.name not in names:
+        raise ValueError(
+            f"{directory} has both {single.name} and {INDEX}, which names other files; "
+            "delete the one that is out of date"
+        )
+    return [directory / name for name in sorted(names)]
 
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file; ValueError naming the file when it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({error}); fetch the checkpoint again"
         ) from None
@@ -231,25 +283,32 @@ def config_json(config, dtype: torch.dtype) -> dict:
     }
 
 
-def write_checkpoint(directory, config: dict, weights, beside=None, max_shard_bytes=5 * 10**9):
-    """Write the whole directory; what else it held before is kept.
+def read_companions(directory: Path) -> dict[str, bytes]:
+    """What a save carries along: the tokenizer's files, and all of config and generation_config.
+
+    Read when the weights are, so that a source that is gone or changed later costs a save nothing.
+    """
+    names = (*CARRIED_FILES, "config.json", "generation_config.json")
+    paths = [directory / name for name in names]
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+def write_checkpoint(directory, config: dict, weights, companions=None, max_shard_bytes=5 * 10**9):
+    """Write the directory, whole or not at all; what else it held is kept.
 
     config: as config_json makes it. weights: key -> tensor, one model.safetensors or shards of at
-    most max_shard_bytes. beside: the directory whose tokenizer files go along, and whose
-    config.json and generation_config.json settings, where these say nothing else; or None. Raises
-    OSError, with `directory` as it was, when it cannot be written.
+    most max_shard_bytes. companions: as read_companions gives them; their settings stand where ours
+    say nothing else. Raises OSError or ValueError, with `directory` as it was, when it cannot be
+    written.
     """
-    directory, beside = Path(directory), beside and Path(beside)
-    carried = [beside / name for name in CARRIED_FILES] if beside else []
-    if beside and not beside.is_dir():
-        warnings.warn(f"{beside} is gone: {directory} gets no tokenizer files", stacklevel=2)
-    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-    if beside and (beside / "config.json").is_file():
-        # Keys that mean the same as some of ours, in the other spelling, would contradict them.
-        config = _without(read_json(beside / "config.json"), "rope_parameters", "dtype") | config
-    if beside and (beside / "generation_config.json").is_file():
-        known = {key: value for key, value in generation.items() if value is not None}
-        generation |= read_json(beside / "generation_config.json") | known
+    companions = dict(companions or {})
+    before = json.loads(companions.pop("config.json", b"{}"))
+    generation = json.loads(companions.pop("generation_config.json", b"{}"))
+    for key in ("rope_parameters", "dtype"):  # our spellings of them would contradict these
+        before.pop(key, None)
+    for key in ("bos_token_id", "eos_token_id"):
+        if config[key] is not None or key not in generation:
+            generation[key] = config[key]
 
     shards, size = [[]], 0
     for key, weight in weights.items():
@@ -262,61 +321,81 @@ def write_checkpoint(directory, config: dict, weights, beside=None, max_shard_by
     names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
     names = ["model.safetensors"] if len(shards) == 1 else names
 
-    with written_whole(directory) as part:
-        for entry in directory.iterdir() if directory.is_dir() else ():
-            if entry.match("model*.safetensors") or entry.name == INDEX:
-                continue  # an older save's, which a reader might take for the weights
-            copy = shutil.copytree if entry.is_dir() else shutil.copy2
-            copy(entry, part / entry.name)
-        for entry in carried:
-            if entry.is_file():
-                shutil.copyfile(entry, part / entry.name)
+    def of_an_older_save(name: str) -> bool:  # which a reader might take for the weights
+        return bool(WEIGHT_FILE.fullmatch(name)) or name == INDEX
+
+    with written_whole(directory, replaces=of_an_older_save) as part:
+        for name, content in companions.items():
+            (part / name).write_bytes(content)
+        write_json(part / "config.json", before | config)
+        write_json(part / "generation_config.json", generation)
         for name, keys in zip(names, shards, strict=True):
             tensors = {key: weights[key].detach().cpu().contiguous() for key in keys}
             try:
                 save_file(tensors, part / name, metadata={"format": "pt"})
             except SafetensorError as error:  # how it reports a full disk
                 raise OSError(f"{directory} cannot be written ({error})") from None
-            os.chmod(part / name, 0o644)  # safetensors makes it the owner's alone
+            # safetensors makes it the owner's alone; others may read what they may of config.json
+            shutil.copymode(part / "config.json", part / name)
         if len(shards) > 1:
             total = sum(weight.numel() * weight.element_size() for weight in weights.values())
             where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
             write_json(part / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-        write_json(part / "config.json", config)
-        write_json(part / "generation_config.json", generation)
 
 
 @contextmanager
-def written_whole(directory: Path):
+def written_whole(directory: Path, replaces=lambda name: False):
     """A folder beside `directory` to write into; it takes that name when the body ends well.
 
     Until then `directory` is as it was, whatever happens: what is written reaches the disk before
-    the names change. A kill between the two renames leaves the old folder as .NAME.old, and the
-    next save puts it back first. Raises ValueError where `directory` is a file.
+    the names change. Then what else the old folder held, and `replaces` does not want gone, moves
+    over. A kill in between leaves the old folder beside, and the next save puts all that right.
+    Raises ValueError where `directory` is a file or the current directory, OSError where it cannot
+    be made or replaced.
     """
     directory = Path(directory).resolve()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; name a folder to save to")
-    part = directory.with_name(f".{directory.name}.part")
-    old = directory.with_name(f".{directory.name}.old")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists() and not directory.exists():
-        os.rename(old, directory)
-    for leftover in (part, old):  # of a save that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir()
+    if Path.cwd().is_relative_to(directory):
+        raise ValueError(f"{directory} is in use as the current directory; save to another folder")
+    part, old = directory.parent / f".{directory.name}.atmanrl-new", set_aside(directory)
+
+    def move_over() -> None:
+        for entry in old.iterdir():
+            if not replaces(entry.name) and not os.path.lexists(directory / entry.name):
+                os.rename(entry, directory / entry.name)
+        shutil.rmtree(old)
+
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not directory.exists():  # a kill left it so
+            os.rename(old, directory)
+        elif old.exists():
+            move_over()
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    except OSError as error:
+        raise OSError(f"{directory}: cannot write beside it ({error}); save elsewhere") from None
     try:
         yield part
+        if directory.exists():
+            shutil.copymode(directory, part)
         for path in (*part.rglob("*"), part):
             sync(path)
+        if directory.exists():
+            try:
+                os.rename(directory, old)
+            except OSError as error:  # such as a mount point
+                raise OSError(f"{directory} cannot be replaced ({error}); save inside it") from None
+        os.rename(part, directory)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not directory.exists():
+            os.rename(old, directory)
         raise
-    if directory.exists():
-        os.rename(directory, old)
-    os.rename(part, directory)
     sync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        move_over()
 
 
 def sync(path: Path) -> None:
@@ -330,7 +409,3 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _without(content: dict, *keys: str) -> dict:
-    return {key: value for key, value in content.items() if key not in keys}

@@ -42,19 +42,25 @@ def checkpoint_directory(path_or_repo, flag: str = "--model") -> Path:
 def local_directory(name: str) -> Path | None:
     """The directory of that name, None without one; FileNotFoundError for what is in its place."""
     path = Path(name)
-    previous = path.parent / f".{path.name}.old"  # checkpoint.py's, for a moment during a save
     try:
         os.stat(name)
     except (FileNotFoundError, NotADirectoryError):
+        wanted = Path(os.path.realpath(name))
+        previous = set_aside(wanted)
         if not previous.is_dir():
             return None
         reason = "no such directory, a save was cut short; rename the checkpoint before it back"
-        raise FileNotFoundError(f"{reason}: mv {previous} {path}") from None
+        raise FileNotFoundError(f"{reason}: mv {previous} {wanted}") from None
     except OSError as error:  # such as a folder above that may not be entered
         raise FileNotFoundError(f"cannot be opened ({error.strerror})") from None
     if not path.is_dir():
         raise FileNotFoundError("a file; give the directory it is in")
     return path
+
+
+def set_aside(directory: Path) -> Path:
+    """Where checkpoint.py's save puts the old folder, for the moment between two renames."""
+    return directory.parent / f".{directory.name}.atmanrl-old"
 
 
 def hub_directory(name: str, flag: str) -> Path:

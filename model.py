@@ -22,7 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import LLAMA3_ROPE_KEYS, config_json, read_config, read_weights, write_checkpoint
+from checkpoint import (
+    LLAMA3_ROPE_KEYS,
+    check_weights,
+    config_json,
+    read_companions,
+    read_config,
+    read_weights,
+    write_checkpoint,
+)
 from hub import checkpoint_directory
 
 
@@ -204,7 +212,7 @@ class Llama(nn.Module):
                 nn.init.normal_(weight, std=0.02)
         # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
         self.frequencies = rope_frequencies(config)
-        self.loaded_from = None  # the directory, for the files that a save carries along
+        self.companions = {}  # name -> bytes: files that a save carries along
 
     def forward(self, tokens, mask=None, cache=None, positions=None, head_rows=None):
         """Logits of the next token.
@@ -250,22 +258,33 @@ class Llama(nn.Module):
         """
         directory = checkpoint_directory(path_or_repo)
         config = LlamaConfig.from_directory(directory)
-        with torch.device("meta"):  # no memory for weights that are about to be replaced
-            model = cls(config)
-        model = model.to(dtype).to_empty(device=device)
+        with torch.device("meta"):  # shapes alone: no memory for what is about to be replaced
+            model = cls(config).to(dtype)
+        shapes = {key: tuple(weight.shape) for key, weight in model.file_weights().items()}
+        check_weights(directory, shapes)
+        try:
+            model = model.to_empty(device=device)
+        except RuntimeError as error:  # out of memory
+            size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"{directory}: {size / 2**30:.1f} GiB of weights do not fit on {device} ({reason})"
+            ) from None
         read_weights(directory, model.file_weights())
-        model.loaded_from = directory
+        model.companions = read_companions(directory)
         return model
 
     def save_pretrained(self, path, beside=None, max_shard_bytes: int = 5 * 10**9) -> None:
         """Write a directory that this project, transformers and vLLM load, whole or not at all.
 
-        The tokenizer's files, and settings that the arithmetic does not depend on, come from the
-        directory `beside`, by default the one that this model was loaded from. Raises OSError.
+        The tokenizer's files, and settings that the arithmetic does not depend on, are those beside
+        the weights that this model was loaded from, or in the directory `beside`. Raises OSError or
+        ValueError when `path` cannot be written.
         """
         weights = self.file_weights()
         config = config_json(self.config, next(iter(weights.values())).dtype)
-        write_checkpoint(path, config, weights, beside or self.loaded_from, max_shard_bytes)
+        companions = self.companions if beside is None else read_companions(Path(beside))
+        write_checkpoint(path, config, weights, companions, max_shard_bytes)
 
     def file_weights(self) -> dict[str, torch.Tensor]:
         """The weights under their names in Hugging Face files; a tied head is not among them."""

@@ -193,14 +193,17 @@ def test_damaged_shards_and_index_are_named(tmp_path):
         Llama.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hostname", "a/b", "..", "", 3])
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/hostname", "a/b.safetensors", "..", "", "a\0.safetensors", 3],
+)
 def test_index_may_only_name_files_beside_it(tmp_path, name):
     folder = tmp_path / "inner"
     tiny.llama().save_pretrained(tmp_path)  # a readable checkpoint one level up
     tiny.llama().save_pretrained(folder)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
-    with pytest.raises(ValueError, match=str(folder)):
+    with pytest.raises(ValueError, match=f"{index}: weight_map must name files"):
         Llama.from_pretrained(folder)
 
 
@@ -228,12 +231,17 @@ def test_index_may_only_name_files_beside_it(tmp_path, name):
         ({"rope_scaling": tiny.LLAMA3 | {"high_freq_factor": 1.0}}, "must be above low_freq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+        ({"attention_bias": "no"}, "attention_bias must be true or false"),
+        ({"vocab_size": 10**12}, "vocab_size 1000000000000 is no size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is no size"),
+        ({"vocab_size": 2 * 10**9}, "asks for"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_unreadable_configs_are_named(saved, changes, message):
     edit_json(saved / "config.json", **changes)
-    with pytest.raises(ValueError, match=f"{saved}/config.json.*{message}"):
+    with pytest.raises(ValueError, match=f"{saved}/.*config.json.*{message}"):
         Llama.from_pretrained(saved)
 
 
@@ -245,9 +253,9 @@ def test_unreadable_configs_are_named(saved, changes, message):
         (lambda t: t.update({"model.norm.weight": torch.ones(1)}), r"model.norm.weight .*\(1,\)"),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)}),
-            "model.norm.weight is in torch.float8_e4m3fn; quantised",
+            "model.norm.weight is in F8_E4M3; quantised",
         ),
-        (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "int8"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "I8; quant"),
         (
             lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
             "unexpected tensor model.layers.0.self_attn.q_proj.bias",
@@ -259,7 +267,40 @@ def test_wrong_tensors_are_named(saved, edit, message):
     tensors = load_file(saved / "model.safetensors")
     edit(tensors)
     save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=f"{saved}.*{message}"):
+    with pytest.raises(ValueError, match=f"{saved}/model.safetensors: .*{message}"):
+        Llama.from_pretrained(saved)
+
+
+def test_two_sets_of_weights_are_named(tmp_path):
+    tiny.llama(seed=1).save_pretrained(tmp_path / "a", max_shard_bytes=20_000)
+    tiny.llama(seed=2).save_pretrained(tmp_path / "b")
+    shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "a")
+    with pytest.raises(ValueError, match="a has both model.safetensors and model.safetensors.ind"):
+        Llama.from_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "model.safetensors").unlink()
+    (tmp_path / "a" / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="index.json is missing, beside model-00001-of"):
+        Llama.from_pretrained(tmp_path / "a")
+
+
+def test_a_tied_head_of_its_own_is_named(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{saved}/model.safetensors: lm_head.weight differs"):
+        Llama.from_pretrained(saved)
+    tensors["lm_head.weight"] = torch.ones(3)
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match="lm_head.weight has shape"):
+        Llama.from_pretrained(saved)
+
+
+def test_weights_that_do_not_fit_in_memory_are_named(saved, monkeypatch):
+    def full(self, device):
+        raise RuntimeError("[enforce fail] not enough memory: you tried to allocate 9 bytes\nmore")
+
+    monkeypatch.setattr(Llama, "to_empty", full)
+    with pytest.raises(ValueError, match="GiB of weights do not fit on cpu .*not enough memory"):
         Llama.from_pretrained(saved)
 
 
@@ -272,7 +313,9 @@ def test_other_weight_formats_are_named(saved):
 @pytest.mark.parametrize("stops", [64, -1, "2", [2, 99], True])
 def test_stop_tokens_outside_the_vocabulary_are_named(saved, stops):
     edit_json(saved / "generation_config.json", eos_token_id=stops)
-    with pytest.raises(ValueError, match=f"{saved}: eos_token_id .* is not in the vocabulary"):
+    with pytest.raises(
+        ValueError, match=f"{saved}/generation_config.json: eos_token_id .* is not in the vocab"
+    ):
         Llama.from_pretrained(saved)
 
 
@@ -354,10 +397,9 @@ def test_saving_onto_itself_and_after_the_source_is_gone(tmp_path):
     before = contents(tmp_path / "a")
     model.save_pretrained(tmp_path / "a")
     assert contents(tmp_path / "a") == before
-    shutil.rmtree(tmp_path / "a")
-    with pytest.warns(UserWarning, match="a is gone: .*b gets no tokenizer files"):
-        model.save_pretrained(tmp_path / "b")
-    assert tiny.same_weights(model, Llama.from_pretrained(tmp_path / "b"))
+    shutil.rmtree(tmp_path / "a")  # the tokenizer's file was read with the weights
+    model.save_pretrained(tmp_path / "b")
+    assert contents(tmp_path / "b") == before
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path):
@@ -375,6 +417,76 @@ def test_a_file_in_the_way_is_named(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_what_else_a_folder_holds_is_moved_not_copied(tmp_path):
+    target = tmp_path / "target"
+    tiny.llama(seed=1).save_pretrained(target, max_shard_bytes=20_000)
+    mine = ["model_best.safetensors", "model-ema.safetensors", "log.txt"]
+    for name in mine:
+        (target / name).write_text(name)
+    (target / "model-folder.safetensors").mkdir()
+    (target / "dangling").symlink_to("nowhere")
+    (target / "itself").symlink_to(target)
+    target.chmod(0o700)
+    with open(target / "log.txt", "a") as log:  # as a running process would hold it
+        tiny.llama(seed=2).save_pretrained(target)
+        log.write(" goes on")
+    assert [(target / name).read_text() for name in mine] == [*mine[:2], "log.txt goes on"]
+    assert (target / "model-folder.safetensors").is_dir()
+    assert os.readlink(target / "dangling") == "nowhere"
+    assert os.readlink(target / "itself") == str(target)
+    assert target.stat().st_mode & 0o777 == 0o700
+    assert tiny.same_weights(tiny.llama(seed=2), Llama.from_pretrained(target))
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        tiny.llama().save_pretrained(tmp_path / "target")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "target").iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("name", [".", "..", "inner/.."])
+def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="in use as the current directory"):
+        tiny.llama().save_pretrained(name)
+    assert os.listdir(tmp_path) == ["here"] and os.listdir(tmp_path / "here") == ["inner"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    tiny.llama(seed=1).save_pretrained(target)
+    before, rename = contents(tmp_path), os.rename
+
+    for refused in (target, tmp_path / ".target.atmanrl-new"):  # first the old one, then the new
+
+        def busy(source, *rest, refused=refused):
+            if Path(source) == refused:
+                raise OSError(16, "Device or resource busy")
+            rename(source, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", busy)
+            with pytest.raises(OSError, match="busy"):
+                tiny.llama(seed=2).save_pretrained(target)
+        assert contents(tmp_path) == before
+
+
+def test_everything_is_on_disk_before_a_name_changes(tmp_path, monkeypatch):
+    tiny.llama(seed=1).save_pretrained(tmp_path / "target")
+    done, sync, rename = [], checkpoint.sync, os.rename
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (done.append(path.name), sync(path)))
+    monkeypatch.setattr(os, "rename", lambda *a: (done.append("rename"), rename(*a)))
+    tiny.llama(seed=2).save_pretrained(tmp_path / "target")
+    written = {"config.json", "generation_config.json", "model.safetensors"}
+    assert set(done[:4]) == written | {".target.atmanrl-new"}
+    assert done[4:] == ["rename", "rename", tmp_path.name]
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing after it runs, so cleaning up is disabled too."""
 
@@ -383,7 +495,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch):
     """Before each call that touches the disk in turn: the old folder or the new one is there."""
     target, old, new = tmp_path / "target", tiny.llama(seed=1), tiny.llama(seed=2)
     calls = [(checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint, "sync")]
-    calls += [(os, "rename"), (os, "chmod"), (shutil, "copy2")]
+    calls += [(os, "rename"), (shutil, "copymode")]
     real = {name: getattr(module, name) for module, name in calls}
     remove, clock = shutil.rmtree, {"now": 0, "kill at": 0}
 
@@ -416,11 +528,10 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch):
                 finished = True
             except Killed:
                 pass
-        if target.is_dir():
-            loaded = Llama.from_pretrained(target)
-            assert (target / "notes.txt").read_text() == "keep me"
-        else:  # between the two renames
-            loaded = Llama.from_pretrained(tmp_path / ".target.old")
+        aside = tmp_path / ".target.atmanrl-old"
+        notes = [f for f in (target / "notes.txt", aside / "notes.txt") if f.exists()]
+        assert [file.read_text() for file in notes] == ["keep me"]
+        loaded = Llama.from_pretrained(target if target.is_dir() else aside)
         which = [n for n, m in enumerate((old, new)) if tiny.same_weights(loaded, m)]
         seen.add((which[0], target.is_dir()))
         # The next save sets everything right.

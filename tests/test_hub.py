@@ -199,11 +199,11 @@ def test_what_stands_in_the_place_of_a_directory(tmp_path, monkeypatch):
 def test_a_save_cut_short_between_its_two_renames(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = Path(name)
-    previous = path.parent / f".{path.name}.old"
+    previous = path.parent / f".{path.name}.atmanrl-old"
     previous.mkdir(parents=True)
     assert refused(name) == (
         "no such directory, a save was cut short; rename the checkpoint before it back: "
-        f"mv {previous} {path}"
+        f"mv {tmp_path / previous} {tmp_path / path}"
     )
     path.mkdir()
     assert checkpoint_directory(name) == path
