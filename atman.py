@@ -25,7 +25,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from cache import Prefill
 from model import Llama, at_least_float32, right_pad
+from suffix import Suffix
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,17 @@ class MaskResult:
 
 @dataclass(frozen=True)
 class Batch:
-    """B ragged rollouts laid out for the model, right-padded."""
+    """B ragged rollouts laid out for the model, right-padded; prompts apart."""
 
-    tokens: torch.Tensor  # (B, S) prompt, reasoning, delimiter, all but the last answer token
+    tokens: torch.Tensor  # (B, R) reasoning, delimiter, all but the last answer token
     region: torch.Tensor  # (B, R, T) bool
-    row_index: torch.Tensor  # (B, S) which row of H a query position reads
-    column_index: torch.Tensor  # (B, S) which column of H a key position reads
-    inside: torch.Tensor  # (B, S, S) bool: the region, laid out over the whole sequence
-    answer_rows: torch.Tensor  # (B, A) positions whose logits predict the answer
+    answer_rows: torch.Tensor  # (B, A) rows whose logits predict the answer
     answers: torch.Tensor  # (B, A)
     answer_weights: torch.Tensor  # (B, A) 1 / number of answer tokens, 0 at padding
 
 
 def optimize_masks(
-    model: Llama, prompts, reasonings, delimiters, answers, config, progress=None
+    model: Llama, prompts, reasonings, delimiters, answers, config, progress=None, prefill=None
 ) -> MaskResult:
     """Learn H for each of B rollouts (section 3.2): Eq. 2 minimised by AdamW, the model frozen.
 
@@ -79,20 +78,35 @@ def optimize_masks(
     without EOS. Rollouts do not influence each other: their losses are summed, not averaged, so
     that AdamW's eps weighs the same whatever B. H is kept in float32 (float64 for a float64 model).
     The model's requires_grad flags come back as they were. progress is called with B after every
-    step. Raises ValueError for an empty list.
+    step. prefill: the prompts as read before, else they are read here. Raises ValueError for an
+    empty list.
     """
-    device = model.embed_tokens.weight.device
+    device, dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
     batch = pack(prompts, reasonings, delimiters, answers, device)
-    dtype = torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
-    mask = (config.init * batch.region.to(dtype)).requires_grad_()  # H = c
+    # All that the mask cannot change is computed here, once: suffix.py says what.
+    suffix = Suffix(
+        model, prefill or Prefill(model, prompts), prompts, batch.tokens, batch.answer_rows
+    )
+    wide = torch.promote_types(dtype, torch.float32)
+    mask = (config.init * batch.region.to(wide)).requires_grad_()  # H = c
     optimizer = torch.optim.AdamW(
         [mask], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
     attribution = torch.zeros_like(mask)
+    # float16 has no room below 6e-8 and above 65504: the loss is scaled up, so that small gradients
+    # do not vanish on the way back, and less so where large ones overflow.
+    scale = 2.0**16 if dtype == torch.float16 else 1.0
 
     def loss_and_gradient():
-        loss = answer_loss(model, batch, config.scale * mask.clamp(max=0))  # (B,), Eq. 2
-        return loss.detach(), torch.autograd.grad(loss.sum(), mask)[0]
+        nonlocal scale
+        # Outside the region H is 0 and gets no gradient: it stays there.
+        additive = (config.scale * mask.clamp(max=0)).masked_fill(~batch.region, 0.0)
+        loss = answer_loss(suffix.logits(additive), batch)  # (B,), Eq. 2
+        gradient = torch.autograd.grad(scale * loss.sum(), mask, retain_graph=scale > 1)[0]
+        while scale > 1 and not gradient.isfinite().all():
+            scale /= 16
+            gradient = torch.autograd.grad(scale * loss.sum(), mask, retain_graph=True)[0]
+        return loss.detach(), gradient / scale
 
     with frozen(model), torch.enable_grad():
         loss, gradient = loss_and_gradient()
@@ -111,16 +125,11 @@ def optimize_masks(
     return MaskResult(mask.detach(), batch.region, attribution, torch.stack(losses))
 
 
-def answer_loss(model: Llama, batch: Batch, additive: torch.Tensor) -> torch.Tensor:
+def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of each rollout's gold answer, teacher forced (Eq. 2), in nats (B,).
 
-    additive (B, R, T): what is added to the attention scores of rows R towards columns T.
+    logits (B, A, V) of the rows that predict it.
     """
-    rows = additive.shape[0], batch.tokens.shape[1], additive.shape[2]
-    full = additive.gather(1, batch.row_index[:, :, None].expand(rows))  # (B, S, T)
-    full = full.gather(2, batch.column_index[:, None, :].expand(batch.inside.shape))  # (B, S, S)
-    full = full.masked_fill(~batch.inside, 0.0)
-    logits = model(batch.tokens, mask=full[:, None], head_rows=batch.answer_rows)  # (B, A, V)
     logits = at_least_float32(logits).transpose(1, 2)  # (B, V, A)
     nll = F.cross_entropy(logits, batch.answers, reduction="none")  # (B, A)
     return (nll * batch.answer_weights.to(nll.dtype)).sum(1)
@@ -137,39 +146,18 @@ def pack(prompts, reasonings, delimiters, answers, device) -> Batch:
             if len(row) == 0:
                 raise ValueError(f"rollout {number}: its {name} is empty")
 
-    def lengths(rows):  # (B,)
-        return torch.tensor([len(row) for row in rows], device=device)
-
-    P, T, D, A = (lengths(rows) for rows in parts.values())
-    R = T + D + A - 1
-    sequences = [
-        [*prompt, *reasoning, *delimiter, *answer[:-1]]
-        for prompt, reasoning, delimiter, answer in zip(*parts.values(), strict=True)
-    ]
-    tokens, _ = right_pad(sequences, device)  # (B, S)
-    position = torch.arange(tokens.shape[1], device=device)  # (S,)
+    own = zip(reasonings, delimiters, answers, strict=True)
+    tokens, R = right_pad([[*r, *d, *a[:-1]] for r, d, a in own], device)  # (B, R), (B,)
+    answers, A = right_pad(answers, device)
+    T = torch.tensor([len(reasoning) for reasoning in reasonings], device=device)
     row, column = (torch.arange(int(n.max()), device=device) for n in (R, T))
     region = (row[:, None] >= column) & (row < R[:, None])[:, :, None]
     region = region & (column < T[:, None])[:, None, :]  # (B, R, T)
-    offset = position - P[:, None]  # (B, S): position counted from the first reasoning token
-    row_index = offset.clamp(0, len(row) - 1)
-    column_index = offset.clamp(0, len(column) - 1)
-    is_row = (offset >= 0) & (offset < R[:, None])
-    is_column = (offset >= 0) & (offset < T[:, None])
-    causal = position[:, None] >= position
-    step = torch.arange(int(A.max()), device=device)
+    step = torch.arange(answers.shape[1], device=device)
     used = step < A[:, None]  # (B, A)
-    first = P + T + D - 1  # the last delimiter token predicts the first answer token
-    return Batch(
-        tokens=tokens,
-        region=region,
-        row_index=row_index,
-        column_index=column_index,
-        inside=is_row[:, :, None] & is_column[:, None, :] & causal,
-        answer_rows=(first[:, None] + step).where(used, 0),
-        answers=right_pad(answers, device)[0],
-        answer_weights=used.double() / A[:, None],
-    )
+    # R = T + D + A - 1: the answer is predicted by the last A rows, delimiter's last one first.
+    answer_rows = ((R - A)[:, None] + step).where(used, 0)
+    return Batch(tokens, region, answer_rows, answers, used.double() / A[:, None])
 
 
 @contextmanager

@@ -317,7 +317,7 @@ def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> 
     return results
 
 
-def optimize_traces(model, tokenizer, prompts, traces, golds, config, progress=None):
+def optimize_traces(model, tokenizer, prompts, traces, golds, config, progress=None, prefill=None):
     """The masks of sampled traces that have a delimiter: a MaskResult.
 
     The gold answer stands in place of the sampled one, for wrong traces too (Eq. 2).
@@ -331,6 +331,7 @@ def optimize_traces(model, tokenizer, prompts, traces, golds, config, progress=N
         [answer for _, answer in tails],
         config,
         progress,
+        prefill,
     )
 
 

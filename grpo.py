@@ -19,20 +19,28 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from model import KVCache, at_least_float32, right_pad
+from cache import Prefill, RolloutCache
+from model import at_least_float32, right_pad
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
-    model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, progress=None
+    model,
+    prompts,
+    max_new_tokens,
+    temperature=1.0,
+    eos_ids=(),
+    seed=0,
+    progress=None,
+    prefill=None,
 ) -> list[list[int]]:
     """Sample one completion for each of B prompts (ragged lists of ids); a sampled EOS is kept.
 
     seed: an int (row i draws from (seed, i)), or one int or tuple of ints per row. Each row has its
     own stream, one uniform per position, so what a row samples does not depend on what it is
-    batched with. temperature 0 is greedy. Equal prompts are read by the model once. progress is
-    called with the number of rows that ended. There is no top-k or top-p: the policy that is
-    scored later is the one that sampled.
+    batched with. temperature 0 is greedy. prefill: the prompts as read before, else they are read
+    here, equal ones once. progress is called with the number of rows that ended. There is no top-k
+    or top-p: the policy that is scored later is the one that sampled.
     """
     device = model.embed_tokens.weight.device
     one = isinstance(seed, numbers.Integral)
@@ -45,20 +53,10 @@ def generate(
     uniforms = torch.tensor(draws, dtype=torch.float32, device=device)  # (B, max_new_tokens)
     eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
 
-    unique = {tuple(prompt): n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    which = torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=device)
-    tokens, lengths = right_pad(list(unique), device)
-    cache = KVCache(
-        model.config,
-        len(unique),
-        tokens.shape[1] + max_new_tokens,
-        model.embed_tokens.weight.dtype,
-        device,
-    )
-    cache.length = tokens.shape[1]
-    logits = model(tokens, cache=cache, head_rows=lengths[:, None] - 1)[which, 0]  # (B, V)
-    cache.select(which)  # a prompt's keys and values, for each rollout of its group
-    lengths = lengths[which]
+    prefill = prefill or Prefill(model, prompts)
+    which = prefill.rows(prompts)
+    lengths, logits = prefill.lengths[which], prefill.logits[which]  # (B,), (B, V)
+    cache = RolloutCache(prefill, prompts, max_new_tokens)
 
     sampled = torch.zeros(len(prompts), max_new_tokens, dtype=torch.int64, device=device)
     alive = torch.arange(len(prompts), device=device)  # rows still in the batch, by number
@@ -80,7 +78,6 @@ def generate(
             if len(running) == 0:
                 break
         if step + 1 < max_new_tokens:
-            cache.length += 1
             logits = model(token[:, None], cache=cache, positions=lengths[:, None] + step)[:, 0]
     if progress:
         progress(len(prompts) - reported)

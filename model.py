@@ -10,8 +10,8 @@ stays at minus infinity whatever the mask says. None is the plain model.
 
 The files of a checkpoint are checkpoint.py's, hub names are hub.py's.
 
-Shapes: B batch, S sequence (query positions), K key positions, heads, kv_heads, head_dim, V
-vocabulary. repeats = heads // kv_heads: query head i reads key/value head i // repeats.
+Shapes: B batch, S sequence (query and key positions), heads, kv_heads, head_dim, V vocabulary.
+repeats = heads // kv_heads: query head i reads key/value head i // repeats.
 """
 
 import math
@@ -78,9 +78,9 @@ def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE, rotate-half form. x (B, heads, S, head_dim); cos, sin (B or 1, 1, S, head_dim)."""
+    """RoPE, rotate-half form. x (B, heads, S, head_dim); cos, sin as Llama.angles gives them."""
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return x * cos + torch.cat((right, left), dim=-1) * sin
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -101,33 +101,6 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-class KVCache:
-    """Keys and values of all layers, preallocated, written at explicit positions.
-
-    A row's prompt may be shorter than the batch's: what padding wrote beyond it lies in that row's
-    future until the row's own tokens overwrite it, so it is never seen.
-    """
-
-    def __init__(self, config: LlamaConfig, batch: int, max_length: int, dtype, device):
-        shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.length = 0  # positions that any row has written: attention need not look further
-
-    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor):
-        """Store key, value (B, kv_heads, S, head_dim) at positions (B, S); return all up to now."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.keys[layer][rows, :, positions] = key.transpose(1, 2)
-        self.values[layer][rows, :, positions] = value.transpose(1, 2)
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep (or repeat) the given batch rows: a prompt over its group, or unfinished rows."""
-        self.keys = [key[rows] for key in self.keys]
-        self.values = [value[rows] for value in self.values]
-
-
 class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
@@ -139,36 +112,45 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, visible, mask, cache, positions):
-        batch, length, _ = x.shape
-        query = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        key = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        value = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    def forward(self, x, cos, sin, bias, cache):
+        query = self.queries(x, cos, sin)
+        key, value = self.keys_values(x, cos, sin)
         if cache is not None:
-            key, value = cache.write(self.layer, key, value, positions)
-        if visible is None:  # plain causal attention: PyTorch's fused kernel
+            out = cache.attend(self.layer, query, key, value)
+        elif bias is not None:
+            out = masked_attention(query, key, value, bias)
+        else:  # plain causal attention: PyTorch's fused kernel
             out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        else:
-            out = masked_attention(query, key, value, visible, mask)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return self.output(out)
+
+    def queries(self, x, cos, sin) -> torch.Tensor:
+        """x (B, S, hidden) -> (B, heads, S, head_dim), rotated."""
+        return rotate(self.split(self.q_proj(x)), cos, sin)
+
+    def keys_values(self, x, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, S, hidden) -> two of (B, kv_heads, S, head_dim), keys rotated."""
+        return rotate(self.split(self.k_proj(x)), cos, sin), self.split(self.v_proj(x))
+
+    def output(self, out: torch.Tensor) -> torch.Tensor:
+        """(B, heads, S, head_dim) -> (B, S, hidden)."""
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
 
-def masked_attention(query, key, value, visible, mask) -> torch.Tensor:
-    """Eq. 1 written out: softmax(Q K^T / sqrt(d) + mask) V, softmax in float32.
+def masked_attention(query, key, value, bias) -> torch.Tensor:
+    """Eq. 1 written out: softmax(Q K^T / sqrt(d) + H) V, softmax in float32.
 
-    query (B, heads, S, head_dim); key, value (B, kv_heads, K, head_dim); visible, bool, broadcasts
-    to (B, 1, S, K); mask None or (B or 1, heads or 1, S, K). Returns (B, heads, S, head_dim).
+    query (B, heads, S, head_dim); key, value (B, kv_heads, S, head_dim); bias, H with the future at
+    minus infinity, broadcasts to (B, heads, S, S). Returns (B, heads, S, head_dim).
     """
     batch, heads, length, head_dim = query.shape
     kv_heads, repeats = key.shape[1], heads // key.shape[1]
     # The query heads that share a key/value head become rows of one matrix product, not copies.
     grouped = query.reshape(batch, kv_heads, repeats * length, head_dim)
-    scores = at_least_float32(grouped @ key.transpose(-1, -2)) * head_dim**-0.5
-    scores = scores.view(batch, heads, length, -1)  # (B, heads, S, K)
-    if mask is not None:
-        scores = scores + mask  # Eq. 1
-    scores = scores.masked_fill(~visible, -torch.inf)  # the future, whatever the mask says
+    scores = at_least_float32(grouped @ key.mT) * head_dim**-0.5
+    scores = scores.view(batch, heads, length, -1) + bias  # (B, heads, S, S), Eq. 1
     attention = scores.softmax(-1).to(value.dtype)
     out = attention.view(batch, kv_heads, repeats * length, -1) @ value
     return out.view(batch, heads, length, head_dim)
@@ -218,36 +200,47 @@ class Llama(nn.Module):
         """Logits of the next token.
 
         tokens (B, S) int64, right-padded. mask: additive, finite, float, (S, S), (B, 1, S, S) or
-        (B, heads, S, S), on top of the causal one; with a cache its last size is the keys so far.
-        A three-dimensional mask is refused, since it would broadcast over heads, not rollouts.
-        cache: a KVCache, read and written, whose length the caller has raised to cover these
-        tokens; positions (B, S) then say where each token stands (default: 0, 1, 2, ...).
-        head_rows (B, N) int64: only these rows go through the output head. Returns logits
-        (B, S, V), or (B, N, V), in the model's dtype. Raises ValueError for a mask of another
-        shape.
+        (B, heads, S, S), on top of the causal one; a three-dimensional mask is refused, since it
+        would broadcast over heads, not rollouts. cache, in place of a mask: one of cache.py's, that
+        keeps keys and values and attends over what it kept. positions (B, S): where each token
+        stands in its row (default: 0, 1, 2, ...). head_rows (B, N) int64: only these rows go
+        through the output head. Returns logits (B, S, V), or (B, N, V), in the model's dtype.
+        Raises ValueError for a mask of another shape, or beside a cache.
         """
         batch, length = tokens.shape
-        keys = cache.length if cache else length
-        check_mask(mask, batch, self.config.num_attention_heads, length, keys)
-        if self.frequencies.device != tokens.device:
-            self.frequencies = self.frequencies.to(tokens.device)
+        if mask is not None and cache is not None:
+            raise ValueError("a mask over cached columns is not supported: give one or the other")
         if positions is None:
             positions = torch.arange(length, device=tokens.device).expand(batch, length)
+        cos, sin = self.angles(positions)
+        bias = None
+        if mask is not None:
+            check_mask(mask, batch, self.config.num_attention_heads, length)
+            future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
+            bias = mask.masked_fill(future, -torch.inf)  # whatever the mask says
         x = self.embed_tokens(tokens)  # (B, S, hidden)
-        angles = positions[:, :, None] * self.frequencies  # (B, S, head_dim / 2)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, S, head_dim)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        visible = None
-        if mask is not None or cache is not None:
-            key_positions = torch.arange(keys, device=tokens.device)
-            visible = key_positions <= positions[:, None, :, None]  # (B, 1, S, K)
         for layer in self.layers:
-            x = layer(x, cos, sin, visible, mask, cache, positions)
+            x = layer(x, cos, sin, bias, cache)
         if head_rows is not None:
             x = x.gather(1, head_rows[:, :, None].expand(-1, -1, x.shape[-1]))
-        x = self.norm(x)
+        return self.head(x)
+
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """RoPE's cos and sin (B, 1, S, head_dim) at positions (B, S), in the model's dtype.
+
+        The left half of sin is negative: rotate need not negate.
+        """
+        if self.frequencies.device != positions.device:
+            self.frequencies = self.frequencies.to(positions.device)
+        angles = positions[:, :, None] * self.frequencies  # (B, S, head_dim / 2)
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        dtype = self.embed_tokens.weight.dtype
+        return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, N, V) of the last layer's output (B, N, hidden)."""
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return F.linear(x, head.weight)
+        return F.linear(self.norm(x), head.weight)
 
     @classmethod
     def from_pretrained(cls, path_or_repo, dtype=torch.float32, device="cpu") -> "Llama":
@@ -304,11 +297,9 @@ def right_pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
     return padded, torch.tensor([len(row) for row in rows], device=device)
 
 
-def check_mask(mask, batch: int, heads: int, length: int, keys: int) -> None:
+def check_mask(mask, batch: int, heads: int, length: int) -> None:
     """Refuse a mask that would broadcast into something other than what it says."""
-    if mask is None:
-        return
-    fits = mask.is_floating_point() and mask.dim() in (2, 4) and mask.shape[-2:] == (length, keys)
+    fits = mask.is_floating_point() and mask.dim() in (2, 4) and mask.shape[-2:] == (length, length)
     if mask.dim() == 4:
         fits = fits and mask.shape[0] == batch and mask.shape[1] in (1, heads)
     if not fits:

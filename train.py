@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import plan
 from atman import MaskConfig, rollout_saliency
+from cache import Prefill
 from data import DATASETS, Problem, instruction, load_problems
 from data.prompts import Tokenizer
 from data.traces import Trace, split_trace
@@ -203,9 +204,11 @@ def train(config: Config) -> None:
         clock = [time.time()]
         questions = draw_questions(problems, config, step)
 
-        rollouts = sample_rollouts(model, tokenizer, questions, config, step, ranks, bar)  # Eq. 4
+        rollouts, prefill = sample_rollouts(
+            model, tokenizer, questions, config, step, ranks, bar
+        )  # Eq. 4
         clock.append(time.time())
-        saliency = saliency_rewards(model, tokenizer, rollouts, config, bar)  # Eq. 2, 3
+        saliency = saliency_rewards(model, tokenizer, rollouts, config, bar, prefill)  # Eq. 2, 3
         clock.append(time.time())
         facts = ranks.gather([describe(r, s) for r, s in zip(rollouts, saliency, strict=True)])
         outcome = torch.tensor([fact["outcome"] for fact in facts])
@@ -276,12 +279,15 @@ def draw_questions(problems, config: Config, step: int) -> list[Problem]:
     return [problems[n] for n in places.tolist()]
 
 
-def sample_rollouts(model, tokenizer, questions, config: Config, step, ranks, bar) -> list[Rollout]:
-    """This rank's share of the update's rollouts, question-major."""
+def sample_rollouts(
+    model, tokenizer, questions, config: Config, step, ranks, bar
+) -> tuple[list[Rollout], Prefill | None]:
+    """This rank's share of the update's rollouts, question-major, and their prompts as read."""
     jobs = ranks.share([(q, r) for q in range(len(questions)) for r in range(config.rollouts)])
     prompts = [
         tokenizer.encode_prompt(instruction(config.dataset, questions[q].question)) for q, _ in jobs
     ]
+    prefill = Prefill(model, prompts) if prompts else None  # a rank may have no share
     completions = generate(
         model,
         prompts,
@@ -290,23 +296,24 @@ def sample_rollouts(model, tokenizer, questions, config: Config, step, ranks, ba
         tokenizer.eos_ids,
         [(config.seed, step, q, r) for q, r in jobs],  # the same on any number of ranks
         bar.phase("sampling", len(jobs)),
+        prefill,
     )
     rollouts = []
     for (q, _), prompt, completion in zip(jobs, prompts, completions, strict=True):
         trace = split_trace(completion, tokenizer)
         outcome = outcome_reward(trace.correct(questions[q].answer))  # Eq. 4
         rollouts.append(Rollout(questions[q], prompt, completion, trace, outcome))
-    return rollouts
+    return rollouts, prefill
 
 
-def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[float]:
+def saliency_rewards(model, tokenizer, rollouts, config: Config, bar, prefill=None) -> list[float]:
     """Each rollout's saliency (Eq. 3) from its own mask (Eq. 2); nan where none can be learned."""
     if config.saliency == "none":
         return [math.nan] * len(rollouts)
     rewards = torch.full((len(rollouts),), torch.nan)
     mask_config = config.mask()
     valid = [n for n, rollout in enumerate(rollouts) if rollout.trace.valid]
-    valid.sort(key=lambda n: len(rollouts[n].prompt) + len(rollouts[n].completion))
+    valid.sort(key=lambda n: len(rollouts[n].completion))  # neighbours in length: less padding
     progress = bar.phase("masks", len(valid) * config.mask_steps, unit="step")
     for start in range(0, len(valid), config.mask_batch):
         rows = valid[start : start + config.mask_batch]
@@ -319,6 +326,7 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar) -> list[fl
             [rollout.problem.answer for rollout in chosen],
             mask_config,
             progress,
+            prefill,
         )
         rewards[rows] = rollout_saliency(
             result,

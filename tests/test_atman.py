@@ -5,7 +5,9 @@ import torch
 
 import atman
 from atman import MaskConfig, MaskResult, optimize_masks, rollout_saliency, token_saliency
-from tests import tiny
+from cache import Prefill
+from suffix import Suffix
+from tests import plain_masks, tiny
 
 # Three ragged rollouts; no part has the same lengths order as another.
 PARTS = (
@@ -53,6 +55,12 @@ def plain_loop(model, prompt, reasoning, delimiter, answer, config):
     return states, gradients, torch.tensor(losses, dtype=torch.float64)
 
 
+def answer_loss(model, batch, additive, prompts=PARTS[0]):
+    """Each rollout's loss (B,) with additive (B, R, T) on the scores."""
+    suffix = Suffix(model, Prefill(model, prompts), prompts, batch.tokens, batch.answer_rows)
+    return atman.answer_loss(suffix.logits(additive), batch)
+
+
 def region_of(n):
     """R, T of rollout n."""
     T = len(PARTS[1][n])
@@ -70,7 +78,7 @@ def test_gradient_equals_finite_differences():
     H = (H * batch.region).requires_grad_()
 
     def loss(H):
-        return atman.answer_loss(model, batch, 10.0 * H.clamp(max=0)).sum()
+        return answer_loss(model, batch, (10.0 * H.clamp(max=0)) * batch.region).sum()
 
     (gradient,) = torch.autograd.grad(loss(H), H)
     H = H.detach()
@@ -90,8 +98,8 @@ def test_fully_masked_reasoning_is_hidden_from_the_answer():
     other = (PARTS[0], tiny.ids(6, 5, 3, 7), *PARTS[2:])
     one, two = atman.pack(*PARTS, "cpu"), atman.pack(*other, "cpu")
     hidden = -1e4 * one.region
-    expected = atman.answer_loss(model, one, hidden)
-    torch.testing.assert_close(atman.answer_loss(model, two, hidden), expected, atol=1e-6, rtol=0)
+    expected = answer_loss(model, one, hidden)
+    torch.testing.assert_close(answer_loss(model, two, hidden), expected, atol=1e-6, rtol=0)
     # The delimiter, left open, would carry the reasoning to the answer: so would the answer itself.
     for n in range(3):
         R, T = region_of(n)
@@ -99,7 +107,7 @@ def test_fully_masked_reasoning_is_hidden_from_the_answer():
         for rows in (slice(T, T + D), slice(T + D - 1, R)):
             leaky = hidden.clone()
             leaky[n, rows] = 0
-            changed = atman.answer_loss(model, two, leaky) - atman.answer_loss(model, one, leaky)
+            changed = answer_loss(model, two, leaky) - answer_loss(model, one, leaky)
             assert (changed.abs() > 1e-3).tolist() == [n == row for row in range(3)]
 
 
@@ -131,7 +139,8 @@ def test_answer_tokens_are_targets_and_the_last_one_only_that():
     many = [[prompt] * 64, [reasoning] * 64, [delimiter] * 64]
     batch = atman.pack(*many, [[first, last] for last in range(64)], "cpu")
     assert (batch.tokens == batch.tokens[0]).all() and batch.tokens[0, -1] == first
-    losses = atman.answer_loss(model, batch, torch.zeros_like(batch.region, dtype=torch.float64))
+    none = torch.zeros_like(batch.region, dtype=torch.float64)
+    losses = answer_loss(model, batch, none, [prompt] * 64)
     sequence = prompt + reasoning + delimiter
     logprobs = model(torch.tensor([sequence]))[0, -1].log_softmax(-1)
     endings = (-2 * losses - logprobs[first]).exp()  # the mean loss times 2, less the first token's
@@ -176,6 +185,75 @@ def test_optimisation_equals_a_plain_loop(sparsity):
             mean = (gradients[k] + gradients[k + 1]) / 2
             earned -= mean * (states[k + 1] - states[k])
         torch.testing.assert_close(result.attribution[n, :R, :T], earned, atol=1e-9, rtol=0)
+
+
+def group_of_eight(reasoning=(9, 30)):
+    """Eight ragged rollouts of one question, all with the same gold answer."""
+    generator = torch.Generator().manual_seed(8)
+    low, high = reasoning
+    lengths = torch.randint(low, high, (8,), generator=generator).tolist()
+    (prompt, answer), delimiters = tiny.ids(9, 12, 3), tiny.ids(10, *[1, 2] * 4)
+    return [prompt] * 8, tiny.ids(11, *lengths), delimiters, [answer] * 8
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-3)])
+def test_two_hundred_steps_equal_the_plain_loops(dtype, tolerance):
+    """The paper's setting, ragged batch: the whole sequence at every step gives the same masks."""
+    model = tiny.llama(dtype=dtype, hidden_size=64)
+    parts, config = group_of_eight(), MaskConfig()
+    ours = optimize_masks(model, *parts, config)
+    plain = plain_masks.optimize_masks(model, *parts, config)
+    assert torch.equal(ours.region, plain.region)
+    for field in ("mask", "attribution", "losses"):
+        torch.testing.assert_close(
+            getattr(ours, field), getattr(plain, field), atol=tolerance, rtol=0
+        )
+    assert (plain.mask - config.init * plain.region).abs().max() > 0.05
+    for kind in ("mask", "attribution"):
+        found, expected = (rollout_saliency(result, config, kind) for result in (ours, plain))
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_half_precision_keeps_the_order_within_a_group():
+    """The same weights, rounded to bf16, computed with in float32, bf16 and float16."""
+    rounded = tiny.llama(hidden_size=64, dtype=torch.bfloat16)
+    parts, config = group_of_eight(), MaskConfig()
+    rewards = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = tiny.llama(hidden_size=64)
+        model.load_state_dict(rounded.state_dict())
+        result = optimize_masks(model.to(dtype), *parts, config)
+        assert result.mask.dtype == torch.float32
+        rewards[dtype] = rollout_saliency(result, config)
+    ranks = [reward.argsort().argsort().float() for reward in rewards.values()]
+    for other in ranks[1:]:
+        assert torch.corrcoef(torch.stack((ranks[0], other)))[0, 1] >= 0.97  # Spearman
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1.0, 60.0])
+def test_float16_gradients_neither_vanish_nor_overflow(gain):
+    """Logits scaled by the output head: gradients far below and far above float16's range."""
+    results = []
+    for dtype in (torch.float32, torch.float16):
+        model = tiny.llama(tie_word_embeddings=False, gain=0.5)
+        with torch.no_grad():
+            model.lm_head.weight *= gain
+        # One step: where H moves by its rate whatever the gradient's size, its sign must be right.
+        results.append(optimize_masks(model.to(dtype), *PARTS, MaskConfig(steps=1)))
+    wide, half = results
+    assert half.attribution.isfinite().all() and half.losses.isfinite().all()
+    earned, expected = half.attribution.abs().sum(), wide.attribution.abs().sum()
+    assert earned.item() == pytest.approx(expected.item(), rel=0.1)
+
+
+def test_prompts_read_before_give_the_same_masks():
+    model, config = tiny.llama(), MaskConfig(steps=3)
+    prefill = Prefill(model, [*tiny.ids(12, 6), *PARTS[0][::-1]])  # other prompts among them
+    found = optimize_masks(model, *PARTS, config, prefill=prefill)
+    expected = optimize_masks(model, *PARTS, config)
+    torch.testing.assert_close(found.mask, expected.mask, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.attribution, expected.attribution, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -274,7 +352,7 @@ def test_sparsity_stops_what_is_not_worth_it():
     model, lam = tiny.llama(dtype=torch.float64), 2e-3
     batch = atman.pack(*PARTS, "cpu")
     H = (-0.4 * batch.region.double()).requires_grad_()
-    loss = atman.answer_loss(model, batch, 10 * H).sum()
+    loss = answer_loss(model, batch, 10 * H).sum()
     (gradient,) = torch.autograd.grad(loss, H)
     config = MaskConfig(steps=5, sparsity=lam)  # few: the gradient stays near where it began
     moved = optimize_masks(model, *PARTS, config).mask - H.detach()
@@ -302,7 +380,7 @@ def test_model_comes_back_as_it_was(monkeypatch):
         optimize_masks(model, *PARTS, MaskConfig(steps=2))
     check()
 
-    def fail(model, *_):
+    def fail(logits, batch):
         assert not any(weight.requires_grad for weight in model.parameters())
         raise RuntimeError("out of memory")
 

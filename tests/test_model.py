@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import KVCache, Llama, LlamaConfig, masked_attention, rope_frequencies
+from model import Llama, LlamaConfig, masked_attention, rope_frequencies
 from tests import tiny
 
 LAYOUTS = {
@@ -182,7 +182,8 @@ def test_bf16_norm_rounds_before_the_weight():
 
 def test_bf16_softmax_is_taken_in_float32():
     query, key, value = (bf16(1, 2, 40, 10, seed=n) * 3 for n in (2, 3, 4))
-    out = masked_attention(query, key, value, torch.ones(40, 40).tril().bool(), None)
+    future = torch.full((40, 40), -torch.inf).triu(1)
+    out = masked_attention(query, key, value, future)
     scores = (query @ key.transpose(2, 3)).float() * 10**-0.5
     scores = scores + torch.full((40, 40), -torch.inf).triu(1)
     expected = (scores.exp() / scores.exp().sum(-1, keepdim=True)).bfloat16() @ value
@@ -275,79 +276,9 @@ def test_mask_gradient_over_visible_keys_sums_to_zero(shape):
     assert (mask.grad.abs().amax(-1)[..., 1:] > 1e-3).all()
 
 
-# Cached decoding
-
-
-@torch.no_grad()
-def test_decoding_token_by_token_equals_the_whole():
-    model = tiny.llama()
-    rows = tiny.ids(10, 10, 10)
-    tokens = torch.tensor(rows)
-    cache = KVCache(model.config, 2, 10, torch.float32, "cpu")
-    steps = []
-    for n in range(10):
-        cache.length = n + 1
-        positions = torch.full((2, 1), n)
-        steps.append(model(tokens[:, n : n + 1], cache=cache, positions=positions))
-    torch.testing.assert_close(torch.cat(steps, 1), model(tokens), atol=1e-5, rtol=0)
-    for b in range(2):
-        assert distance(torch.cat(steps, 1)[b], reference(model, rows[b])) < 1e-5
-
-
-@torch.no_grad()
-def test_ragged_prompts_then_decoding_equal_each_row_alone():
-    model = tiny.llama()
-    rows = tiny.ids(11, 4 + 6, 7 + 6, 1 + 6)
-    lengths = torch.tensor([4, 7, 1])
-    # Padding with a real id: what it wrote must be overwritten before it is seen.
-    prompts = torch.full((3, 7), 33)
-    for b, length in enumerate(lengths):
-        prompts[b, :length] = torch.tensor(rows[b][:length])
-    cache = KVCache(model.config, 3, 13, torch.float32, "cpu")
-    cache.length = 7
-    logits = model(prompts, cache=cache)
-    for b, length in enumerate(lengths):
-        expected = full(model, rows[b])[:length]
-        torch.testing.assert_close(logits[b, :length], expected, atol=1e-5, rtol=0)
-    for step in range(6):
-        cache.length += 1
-        pairs = zip(rows, lengths, strict=True)
-        token = torch.tensor([[row[length + step]] for row, length in pairs])
-        logits = model(token, cache=cache, positions=lengths[:, None] + step)
-        for b, length in enumerate(lengths):
-            expected = full(model, rows[b])[length + step]
-            torch.testing.assert_close(logits[b, 0], expected, atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_select_keeps_and_repeats_rows_of_the_cache():
-    model = tiny.llama()
-    rows = tiny.ids(12, 8, 8, 8)
-    cache = KVCache(model.config, 3, 8, torch.float32, "cpu")
-    cache.length = 6
-    model(torch.tensor(rows)[:, :6], cache=cache)
-    chosen = [2, 0, 2, 1]
-    cache.select(torch.tensor(chosen))
-    cache.length = 8  # two at once: a chunk sees its own past too
-    tails = torch.tensor([rows[b][6:] for b in chosen])
-    logits = model(tails, cache=cache, positions=torch.tensor([[6, 7]]).expand(4, 2))
-    for n, b in enumerate(chosen):
-        torch.testing.assert_close(logits[n], full(model, rows[b])[6:], atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_mask_over_cached_keys():
-    model = tiny.llama()
-    (row,) = tiny.ids(13, 9)
-    mask = 2 * torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(14))
-    cache = KVCache(model.config, 1, 9, torch.float32, "cpu")
-    cache.length = 5
-    model(torch.tensor([row[:5]]), mask=mask[:, :, :5, :5], cache=cache)
-    cache.length = 9
-    positions = torch.arange(5, 9)[None]
-    logits = model(torch.tensor([row[5:]]), mask[:, :, 5:], cache, positions)
-    expected = reference(model, row, mask[0].double().numpy())[5:]
-    assert distance(logits[0], expected) < 1e-5
+def test_a_mask_beside_a_cache_is_refused():
+    with pytest.raises(ValueError, match="one or the other"):
+        tiny.llama()(torch.tensor([[1, 2]]), mask=torch.zeros(2, 2), cache=object())
 
 
 def test_head_rows_are_the_gathered_rows():

@@ -1,0 +1,90 @@
+"""What is kept of prompts and rollouts gives the logits of the whole sequence."""
+
+import pytest
+import torch
+
+from cache import Prefill, RolloutCache
+from tests import tiny
+
+PROMPTS = tiny.ids(1, 4, 7, 1)
+GROUPS = [1, 0, 1, 2, 1, 0]  # which prompt each rollout starts from: uneven, and in no order
+
+
+@torch.no_grad()
+def last_logits(model, row):
+    return model(torch.tensor([row]))[0, -1]
+
+
+@torch.no_grad()
+def test_each_distinct_prompt_is_read_once():
+    model, read = tiny.llama(), []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape))
+    prefill = Prefill(model, [PROMPTS[n] for n in GROUPS])
+    assert read == [(3, 7)]
+    rows = prefill.rows([PROMPTS[n] for n in GROUPS])
+    assert [prefill.lengths[row].item() for row in rows] == [len(PROMPTS[n]) for n in GROUPS]
+    for number, row in zip(GROUPS, rows, strict=True):
+        expected = last_logits(model, PROMPTS[number])
+        torch.testing.assert_close(prefill.logits[row], expected, atol=1e-5, rtol=0)
+
+
+def test_what_was_not_read_or_is_empty_is_refused():
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        Prefill(tiny.llama(), [[1], []])
+    with pytest.raises(KeyError):
+        Prefill(tiny.llama(), [[1]]).rows([[2]])
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, tiny.ids(2, 5, 5, 5)], ids=["ragged", "even"])
+@pytest.mark.parametrize("groups", [GROUPS, [0, 0, 1, 1, 2, 2], [0, 1, 2]])
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_decoding_equals_the_whole_sequence(prompts, groups, layers):
+    model = tiny.llama(num_hidden_layers=layers)
+    rows = [
+        prompts[n] + own for n, own in zip(groups, tiny.ids(3, *[9] * len(groups)), strict=True)
+    ]
+    starts = torch.tensor([len(prompts[n]) for n in groups])
+    starting = [prompts[n] for n in groups]
+    cache = RolloutCache(Prefill(model, starting), starting, room=9)
+    left = torch.arange(len(groups))
+    for step in range(9):
+        if step == 3:  # some end: what is left goes on, in another order
+            keep = torch.tensor([2, 0, 1][: len(groups) - 1])
+            cache.select(keep)
+            left = left[keep]
+        token = torch.tensor([[rows[n][starts[n] + step]] for n in left])
+        logits = model(token, cache=cache, positions=starts[left, None] + step)
+        assert logits.shape == (len(left), 1, 64)
+        for n, found in zip(left.tolist(), logits[:, 0], strict=True):
+            expected = last_logits(model, rows[n][: starts[n] + step + 1])
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert cache.length == 9
+
+
+@torch.no_grad()
+def test_half_precision_attends_in_float32():
+    """Scores of bf16 products, softmax in float32: within bf16's own error of float32 attention."""
+    model = tiny.llama(num_hidden_layers=1, dtype=torch.bfloat16)
+    prompt, own = tiny.ids(4, 60, 1)
+    cache = RolloutCache(Prefill(model, [prompt]), [prompt], room=1)
+    generator = torch.Generator().manual_seed(6)
+    query, key, value = (
+        torch.randn(1, heads, 1, 8, generator=generator).bfloat16() for heads in (4, 2, 2)
+    )
+    out = cache.attend(0, query, key, value)
+    keys = torch.cat((cache.prefill.keys[0], key), 2).double().repeat_interleave(2, 1)
+    values = torch.cat((cache.prefill.values[0], value), 2).double().repeat_interleave(2, 1)
+    scores = (query.double() @ keys.mT).bfloat16().double() * 8**-0.5
+    expected = scores.softmax(-1).bfloat16().double() @ values
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - expected).abs().max() < 2**-8 * expected.abs().max() * 2
+
+
+def test_a_group_shares_its_prompts_memory():
+    model = tiny.llama()
+    prompts = [PROMPTS[1]] * 8
+    prefill = Prefill(model, prompts)
+    assert [key.shape for key in prefill.keys] == [(1, 2, 7, 8)] * 2
+    cache = RolloutCache(prefill, prompts, room=3)
+    assert [key.shape for key in cache.keys] == [(8, 2, 3, 8)] * 2
