@@ -219,12 +219,10 @@ def bench_ragged(rounds: int) -> None:
         rounds,
     )
     print(
-        f"\nragged: 32 rollouts of {lengths.min()} to {lengths.max()} reasoning tokens, width 256"
-    )
+    print(f"\nwidth 256, 32 rollouts of {lengths.min()} to {lengths.max()} reasoning tokens")
     for name, value in seconds.items():
-        print(
-            f"  {name:<22}{1e3 * value:>9.1f} ms a step of all, {seconds['one by one'] / value:.2f}"
-        )
+        times = seconds["one by one"] / value
+        print(f"  {name:<22}{1e3 * value:>9.1f} ms a step of all, {times:.2f} times")
 
 
 def bench_decoding(shape: str, batch: int, rounds: int, tokens: int = T + A) -> None:
@@ -320,7 +318,6 @@ def bench_cuda() -> None:
 
     bandwidth()
     limit = 1 / min(bandwidth() for _ in range(5))
-    del source, target
     print(f"matrix products {peak / 1e12:.0f} TFLOP/s, memory {limit / 1e12:.2f} TB/s (measured)")
     for batch in (1, 4, 8, 16):
         parts = rollouts(model, batch)
