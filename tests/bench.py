@@ -218,7 +218,6 @@ def bench_ragged(rounds: int) -> None:
         },
         rounds,
     )
-    print(
     print(f"\nwidth 256, 32 rollouts of {lengths.min()} to {lengths.max()} reasoning tokens")
     for name, value in seconds.items():
         times = seconds["one by one"] / value
