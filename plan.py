@@ -92,6 +92,7 @@ A100 = Machine(
 CARDS = {"A100-80GB": 79.1, "A100-40GB": 39.4}  # GiB that PyTorch sees of them
 OVERHEAD = 2 * GIB  # CUDA's context, NCCL's buffers, what the allocator cannot use: assumed
 OPERATIONS = 60  # kernels and views in a layer's forward, about
+ANSWER = 4  # tokens of a gold answer, about: rows that the head runs on in a mask step
 TRIPS = 12  # times that what autograd keeps passes through memory, temporaries included, about
 BATCHES = {"masks": "mask-batch", "policy": "micro-batch", "evaluation": "eval-batch"}  # flags
 
@@ -147,22 +148,44 @@ def policy_logits(shape: LlamaConfig, rows: int, completion: int) -> int:
     return max(3 * logits, logits + head) * FLOAT
 
 
-def mask_activations(shape: LlamaConfig, rows: int, length: int) -> int:
-    """What autograd keeps of a mask step, whose weights are frozen.
+def mask_activations(shape: LlamaConfig, rows: int, prompt: int, own: int, answer: int) -> int:
+    """What autograd keeps of a mask step (suffix.py), whose weights are frozen.
 
-    Per token and layer: 2 h (each norm's input), 2 factors, q, k, v, 3 I (gate, silu(gate), up),
-    heads * S attention weights, and a byte for each of S positions, invisible or not. Once: 3 S, H
-    on its way into the scores.
+    K = prompt + own columns. Every layer: keys and values of all K. On all own rows but the last
+    layer's, and on answer rows there: q, heads * K attention weights, h and 2 factors (the second
+    norm), 3 I (gate, silu(gate), up); from the second layer on h and 2 factors for the first norm,
+    on all own rows. Last norm and logits: 2 h and 3 V per answer row.
     """
     h, q, kv, inner = widths(shape)
-    scores = shape.num_attention_heads * length
-    layers = shape.num_hidden_layers * (2 * h + 2 + q + 2 * kv + 3 * inner + scores + length / 4)
-    return int(rows * length * (layers + 3 * length) * FLOAT)
+    layers, columns = shape.num_hidden_layers, prompt + own
+    block = q + shape.num_attention_heads * columns + h + 2 + 3 * inner
+    kept = layers * 2 * kv * columns + (layers - 1) * own * (h + 2)
+    kept += ((layers - 1) * own + answer) * block + answer * (2 * h + 3 * shape.vocab_size)
+    return int(rows * kept * FLOAT)
 
 
-def softmax_gradients(shape: LlamaConfig, rows: int, length: int) -> int:
-    """In the backward of a layer's softmax, its output's gradient and its input's: 2 heads * S."""
-    return 2 * rows * shape.num_attention_heads * length**2 * FLOAT
+def softmax_gradients(shape: LlamaConfig, rows: int, prompt: int, own: int) -> int:
+    """In the backward of a layer's attention, the scores' gradient: heads * own * K."""
+    return rows * shape.num_attention_heads * own * (prompt + own) * FLOAT
+
+
+def mask_step_flop(shape: LlamaConfig, prompt: int, own: int, answer: int) -> float:
+    """Matrix products of a mask step, forward and backward through activations, per rollout.
+
+    Layer 0's projections of q, k and v are constants, and its attention ends the backward pass; the
+    last layer needs k and v of all own rows, the rest of it and the head only answer rows.
+    """
+    h, q, kv, inner = widths(shape)
+    layers, columns = shape.num_hidden_layers, prompt + own
+    rest = 2 * h * q + 3 * h * inner  # weights of q and o projections and MLP
+
+    def products(rows):  # attention: 2 forward, 2 back over all columns, 2 over own ones
+        return 2 * rows * q * (4 * columns + 2 * own)
+
+    first = 4 * own * (rest - h * q) + 2 * own * q * 3 * columns
+    middle = 4 * own * (2 * h * kv + rest) + products(own)
+    last = 4 * own * 2 * h * kv + 4 * answer * rest + products(answer)
+    return first + (layers - 2) * middle + last + 4 * answer * h * shape.vocab_size
 
 
 def decoding(shape: LlamaConfig, rows: int, length: int) -> int:
@@ -258,8 +281,8 @@ def phases(plan: Plan, prompt: int, completion: int) -> dict[str, dict[str, int]
     found = {"sampling": {"KV cache": decoding(shape, n["sampling"], length)}}
     if "masks" in n:
         found["masks"] = {
-            "activations": mask_activations(shape, n["masks"], length),
-            "a softmax's gradients": softmax_gradients(shape, n["masks"], length),
+            "activations": mask_activations(shape, n["masks"], prompt, completion, ANSWER),
+            "a softmax's gradients": softmax_gradients(shape, n["masks"], prompt, completion),
         }
     found["policy"] = {
         "activations": policy_activations(shape, n["policy"], length, A100.fused),
@@ -274,9 +297,8 @@ def flop(plan: Plan) -> dict[str, float]:
     """Arithmetic at mean lengths by phase, per rollout; evaluation: per sample.
 
     Forward: 2 per weight and token, the head on its rows only; attention 4 q S per token and layer.
-    Masks: steps + 1 times a forward and a backward through activations alone, which is as much
-    again for a matrix and twice as much for attention. Policy: passes times 3 forwards. Sampling
-    reads a prompt once for its group.
+    Masks: steps + 1 times mask_step_flop. Policy: passes times 3 forwards. Sampling reads a prompt
+    once for its group.
     """
     config, shape, P, C = plan.config, plan.shape, plan.lengths.prompt, plan.completion
 
@@ -291,7 +313,7 @@ def flop(plan: Plan) -> dict[str, float]:
     whole = attention(P + C, P + C)
     return {
         "sampling": prefill / config.rollouts + decode,
-        "masks": (config.mask_steps + 1) * (2 * matrices(P + C, plan.lengths.answer) + 3 * whole),
+        "masks": (config.mask_steps + 1) * mask_step_flop(shape, P, C, ANSWER),
         "policy": config.passes * 3 * (matrices(P + C, C) + whole),
         "evaluation": prefill / config.eval_samples + decode,
     }
@@ -307,7 +329,7 @@ def seconds(plan: Plan, machine: Machine, world_size: int) -> dict[str, float]:
     config, shape, P, C = plan.config, plan.shape, plan.lengths.prompt, plan.completion
     repeats = {"masks": config.mask_steps + 1, "policy": config.passes}
     kept = {
-        "masks": mask_activations(shape, 1, P + C),
+        "masks": mask_activations(shape, 1, P, C, ANSWER),
         "policy": policy_activations(shape, 1, P + C, machine.fused) + policy_logits(shape, 1, C),
     }
     start = OPERATIONS * shape.num_hidden_layers * machine.start

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,9 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import atman
 import plan
 import train
+from cache import Prefill
 from data import DATASETS, load_problems
 from grpo import token_logprobs
 from model import Llama
+from suffix import Suffix
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [
@@ -79,7 +81,7 @@ def test_the_parts_of_the_3b_model_by_hand():
     assert plan.kv_cache(LLAMA, 1, 1) == 224 * kib  # 2 * 28 layers * 8 heads * 128 * 4 bytes
     assert plan.policy_logits(LLAMA, 2, 1024) == 3 * 2 * 1024 * 128256 * 4
     assert plan.policy_logits(LLAMA, 1, 100) == (100 + 3072) * 128256 * 4  # the head's gradient
-    assert plan.softmax_gradients(LLAMA, 2, 10) == 2 * 2 * 24 * 100 * 4
+    assert plan.softmax_gradients(LLAMA, 2, 4, 6) == 2 * 24 * 6 * 10 * 4
     assert plan.decoding(LLAMA, 4, 8) == 1.25 * 32 * 224 * kib + 4 * 4 * 128256 * 4
     per_layer = 6 * 3072 + 2 + 4 * 8192 + 2 * 3072 + 2 * 1024 + 24
     assert plan.policy_activations(LLAMA, 3, 7, True) == 21 * (28 * per_layer + 3072) * 4
@@ -117,31 +119,39 @@ def test_a_policy_micro_batch_keeps_what_is_counted(shape, fused):
     assert counted == pytest.approx(kept, rel=0.1)
 
 
-def mask_batch(rows):
-    lengths = enumerate((P, T, D, A))
-    return atman.pack(*(tiny.ids(seed, *[length] * rows) for seed, length in lengths), "cpu")
+def mask_parts(rows):
+    return [tiny.ids(seed, *[n] * rows) for seed, n in enumerate((P, T, D, A))]
+
+
+def mask_step(model, parts):
+    """One forward pass of the mask optimisation, and the mask it is for."""
+    batch = atman.pack(*parts, "cpu")
+    suffix = Suffix(model, Prefill(model, parts[0]), parts[0], batch.tokens, batch.answer_rows)
+    mask = torch.full(batch.region.shape, -0.4, requires_grad=True)
+    return mask, lambda: atman.answer_loss(suffix.logits(mask.clamp(max=0)), batch).sum()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_mask_step_keeps_what_is_counted(shape):
-    model, batch = tiny.llama(**shape), mask_batch(4)
-    mask = torch.full(batch.region.shape, -0.4, requires_grad=True)
+    model = tiny.llama(**shape)
+    mask, forward = mask_step(model, mask_parts(4))
     with atman.frozen(model):
-        kept = kept_by_autograd(model, lambda: atman.answer_loss(model, batch, mask.clamp(max=0)))
-    assert plan.mask_activations(model.config, *batch.tokens.shape) == pytest.approx(kept, rel=0.1)
+        kept = kept_by_autograd(model, forward)
+    counted = plan.mask_activations(model.config, 4, P, T + D + A - 1, A)
+    assert counted == pytest.approx(kept, rel=0.1)
 
 
 def test_the_paper_preset_needs_smaller_batches_at_its_longest_rollouts():
     run = planned("--preset", "paper")
     lines = "\n".join(plan.memory_lines(run))
-    assert "masks at the longest: --mask-batch 3 would fit" in lines
+    assert "masks at the longest: --mask-batch 4 would fit" in lines
     assert "policy at the longest: --micro-batch 1 would fit" in lines
     room = 79.1 * plan.GIB - sum(plan.resident(run).values())
-    for flag, phase, batch in (("mask-batch", "masks", 3), ("micro-batch", "policy", 1)):
+    for flag, phase, batch in (("mask-batch", "masks", 4), ("micro-batch", "policy", 1)):
         for rows, fits in ((batch, True), (batch + 1, False)):
             longest = plan.phases(planned("--preset", "paper", f"--{flag}", rows), 300, 1024)
             assert (sum(longest[phase].values()) <= room) == fits
-    lines = plan.memory_lines(planned("--preset", "paper", "--mask-batch", 3, "--micro-batch", 1))
+    lines = plan.memory_lines(planned("--preset", "paper", "--mask-batch", 4, "--micro-batch", 1))
     assert not any("would fit" in line for line in lines)
     fits = [line.split()[-2:] for line in lines if line.startswith("  A100")]
     assert fits == [["fits", "fits"], ["too", "small"]]
@@ -181,21 +191,23 @@ def test_arithmetic_is_what_pytorch_counts(shape):
         prompts, completions = tiny.ids(0, P), tiny.ids(1, T + D + A)
         token_logprobs(model, prompts, completions)[0].sum().backward()
     assert flop["policy"] == pytest.approx(policy.get_total_flops(), rel=0.01)
-    batch = mask_batch(1)
-    mask = torch.full(batch.region.shape, -0.4, requires_grad=True)
+    mask, forward = mask_step(model, mask_parts(1))
     with atman.frozen(model), FlopCounterMode(display=False) as step:
-        torch.autograd.grad(atman.answer_loss(model, batch, mask).sum(), mask)
-    # Backward ends in layer 0's attention, which the count does not know: it is that much above.
-    assert 1 <= flop["masks"] / (2 * step.get_total_flops()) < 1.2
+        torch.autograd.grad(forward(), mask)
+    own = T + D + A - 1
+    assert plan.mask_step_flop(model.config, P, own, A) == step.get_total_flops()
+    assert flop["masks"] == 2 * plan.mask_step_flop(model.config, P, own + 1, plan.ANSWER)
 
 
 def test_the_arithmetic_of_the_3b_model_by_hand():
     flop = plan.flop(planned("--preset", "paper"))
     body, head = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192), 128256 * 3072
     attention = 4 * 3072 * 28 * 345 * 345
-    assert flop["masks"] == 201 * (2 * 2 * (345 * body + 5 * head) + 3 * attention)
+    assert flop["masks"] == 201 * plan.mask_step_flop(LLAMA, 150, 195, 4)
     assert flop["policy"] == 2 * 3 * (2 * (345 * body + 195 * head) + attention)
-    assert 0.5e15 < flop["masks"] < 0.85e15
+    # The plain loop: whole sequence, all logits, weight gradients.
+    plain = 201 * 3 * (2 * 345 * (body + head) + attention)
+    assert 3.0 < plain / flop["masks"] < 3.3
     prefill = 2 * (150 * body + head) + 4 * 3072 * 28 * 150 * 150
     decode = 2 * 195 * (body + head) + 4 * 3072 * 28 * 195 * (150 + 97.5)
     assert flop["sampling"] == prefill / 8 + decode
@@ -214,7 +226,7 @@ def test_time_is_arithmetic_or_memory():
     times = plan.seconds(run, slow, 8)
     weights, cache = 390 * 4 * 3_212_749_824, 8 * 195 * 247.5 * 224 * 1024  # 390 steps: twice 195
     assert times["sampling"] == pytest.approx((weights + cache) / 1e11)
-    kept = plan.mask_activations(LLAMA, 8, 345)
+    kept = plan.mask_activations(LLAMA, 8, 150, 195, 4)
     assert times["masks"] == pytest.approx(201 * plan.TRIPS * kept / 1e11, rel=1e-3)
     still = dataclasses.replace(MACHINE, flops=float("inf"), bandwidth=float("inf"))
     times = plan.seconds(run, still, 8)
