@@ -239,7 +239,7 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(train, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
     ranks, bar = Ranks.start("cpu"), Progress("", silent=True)
-    rollouts = train.sample_rollouts(model, tokenizer, problems[:2], config, 0, ranks, bar)
+    rollouts, _ = train.sample_rollouts(model, tokenizer, problems[:2], config, 0, ranks, bar)
     saliency = train.saliency_rewards(model, tokenizer, rollouts, config, bar)
     facts = [train.describe(*pair) for pair in zip(rollouts, saliency, strict=True)]
     assert [fact["id"] for fact in facts] == [f"mmlu/dev/anatomy/{n}" for n in (0, 1) for _ in said]
