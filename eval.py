@@ -399,6 +399,7 @@ def run(args: argparse.Namespace) -> None:
     for name, directory in directories.items():
         tokenizer = Tokenizer.from_directory(directory)
         model = Llama.from_pretrained(directory, device=device)
+        tokenizer.check_fits(model.config.vocab_size)
         bar = Progress(name)
         records = evaluate(
             model,

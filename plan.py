@@ -31,11 +31,12 @@ PAPER = dict(
     model="meta-llama/Llama-3.2-3B-Instruct", dataset="gsm8k", saliency="mask",  # 4
     mask_steps=200, mask_lr=1e-3, mask_betas=(0.6, 0.9999), mask_weight_decay=0.05,
     mask_init=-0.4, mask_upper_bound=0.0, mask_scale=10.0,  # init: 3.2
-    saliency_weight=1.0, ratio="sequence",  # 3.3
+    saliency_weight=1.0, ratio="sequence", gate_saliency=False,  # 3.3
+    saliency_sign="literal",  # Eq. 3 as printed; its text asks for restored
     questions=8, rollouts=8, max_new_tokens=1024, passes=2, micro_batch=2,
     lr=8e-7, clip_eps=0.2, epochs=5, world_size=48, eval_problems=500, eval_samples=4,  # eval: 4
 )  # fmt: skip
-NO_HYPERPARAMETER = {"preset", "data_dir", "out", "device", "spacy_model", "resume"}
+NO_HYPERPARAMETER = {"preset", "data_dir", "out", "device", "spacy_model"}
 
 # The published config.json files; the base models and -Instruct have the same.
 SHAPES = {
@@ -91,8 +92,10 @@ A100 = Machine(
 )  # fmt: skip
 CARDS = {"A100-80GB": 79.1, "A100-40GB": 39.4}  # GiB that PyTorch sees of them
 OVERHEAD = 2 * GIB  # CUDA's context, NCCL's buffers, what the allocator cannot use: assumed
+# 7 products, 2 x 6 for the norms, 2 x 5 for RoPE, some 15 views, attention and MLP the rest
 OPERATIONS = 60  # kernels and views in a layer's forward, about
 ANSWER = 4  # tokens of a gold answer, about: rows that the head runs on in a mask step
+# written and read in forward, read in backward with a gradient written and read, 2 to 3 times over
 TRIPS = 12  # times that what autograd keeps passes through memory, temporaries included, about
 BATCHES = {"masks": "mask-batch", "policy": "micro-batch", "evaluation": "eval-batch"}  # flags
 
@@ -218,7 +221,7 @@ def plan_run(config, world_size: int | None = None) -> Plan:
     """
     world_size = world_size or int(os.environ.get("WORLD_SIZE", 0))
     world_size = world_size or (8 if config.preset == "paper" else 1)
-    shape = SHAPES.get(config.model.removesuffix("-Instruct"))
+    shape = SHAPES.get(config.model.partition("@")[0].removesuffix("-Instruct"))
     if Path(config.model).is_dir():
         shape = LlamaConfig.from_directory(Path(config.model))
     if shape is None:
@@ -384,7 +387,8 @@ def report(plan: Plan, here: Machine) -> str:
         mark = "*" if said not in ("-", value) else " "
         lines.append(f"{mark} {name:<24}{shown(value):<36}{shown(said)}")
     lines += [
-        "* differs; - the paper does not say",
+        "* differs (Eq. 3 prints the sign literal, its text asks for restored); "
+        "- the paper does not say",
         f"\n{plan.questions:,} questions, {plan.updates:,} updates of {config.questions} questions "
         f"x {config.rollouts} rollouts: {rollouts:,} rollouts",
         f"tokens to sample: about {rollouts * plan.completion:,}, at most "
@@ -403,6 +407,8 @@ def settings(plan: Plan) -> dict[str, Any]:
     values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     values |= {f"mask_{key}": value for key, value in mask.items()}
     values["mask_upper_bound"] = 0.0  # atman.optimize_masks clamps there
+    values |= {"mask_eps": 1e-8, "policy_betas": (0.9, 0.999), "policy_eps": 1e-8}  # AdamW's own
+    values |= {"policy_weight_decay": 0.0, "gradient_clipping": "none"}  # train.py
     values |= {"steps": plan.updates, "world_size": plan.world_size}
     return {name: value for name, value in values.items() if name not in NO_HYPERPARAMETER}
 
@@ -434,6 +440,8 @@ def memory_lines(plan: Plan) -> list[str]:
     for card, usable in CARDS.items():
         fits = ["fits" if peak <= usable * GIB else "too small" for peak in peaks]
         lines.append(row(f"  {card}, {usable} GiB usable", *fits))
+        if total > usable * GIB:
+            lines.append(f"    before any rollout {total / GIB:.0f} GiB are taken: a smaller model")
         for phase, flag in BATCHES.items():
             needed, room = sum(longest.get(phase, {}).values()), usable * GIB - total
             if needed > room > 0:  # a phase grows with its batch

@@ -122,7 +122,7 @@ PRESETS = {
         "mask_init": -0.4,
         "mask_scale": 10.0,
         "mask_sparsity": 0.0,
-        "mask_batch": 8,
+        "mask_batch": 4,  # paper silent; at the longest rollouts as large as the policy pass
         "questions": 8,
         "rollouts": 8,
         "passes": 2,
@@ -164,6 +164,7 @@ def train(config: Config) -> None:
         raise ValueError(f"--questions {config.questions}: there are {len(problems)} to train on")
     tokenizer = Tokenizer.from_directory(directory)
     model = Llama.from_pretrained(directory, device=ranks.device)
+    tokenizer.check_fits(model.config.vocab_size)
     # The policy pass goes through DDP's wrapper, or its gradients would never be averaged; sampling
     # and masks use the bare model.
     policy = model

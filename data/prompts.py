@@ -81,6 +81,14 @@ class Tokenizer:
         """Number of ids, special tokens included."""
         return len(self._token_bytes)
 
+    def check_fits(self, vocab_size: int) -> None:
+        """ValueError where a model of so many token ids does not know all of this tokenizer's."""
+        if self.vocab_size > vocab_size:
+            raise ValueError(
+                f"{self.directory / 'tokenizer.json'} has {self.vocab_size} ids, config.json a "
+                f"vocab_size of {vocab_size}: they are not of one model; fetch both again"
+            )
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no BOS, and the name of a control token stays text."""
         return self._encode(text, control_tokens=False)
@@ -141,14 +149,21 @@ class Tokenizer:
                 strftime_now=strftime_now,
                 raise_exception=raise_exception,
             )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template of {self.directory} fails: {error}") from error
+        except Exception as error:  # a template is a program: it may divide by zero or recurse
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"the chat template of {self.directory} fails: {reason}") from None
 
     def _find_eos_ids(self) -> tuple[int, ...]:
         for name in ("generation_config.json", "config.json"):
             ids = _read_json(self.directory / name).get("eos_token_id")
-            if ids is not None:  # an int in base models, a list in Instruct ones
-                return tuple(ids) if isinstance(ids, list) else (ids,)
+            if ids is None:
+                continue
+            ids = ids if isinstance(ids, list) else [ids]  # base models have one, Instruct several
+            if not ids or not all(type(i) is int and i >= 0 for i in ids):
+                raise ValueError(
+                    f"{self.directory / name}: eos_token_id must be a token id or a list of them"
+                )
+            return tuple(ids)
         eos_id = self._backend.token_to_id(self._eos_token)
         if eos_id is None:
             raise ValueError(
@@ -164,8 +179,8 @@ def _read_json(file: Path) -> dict:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): fetch it again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): fetch it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} does not hold a JSON object: fetch it again")
     return content
@@ -174,10 +189,18 @@ def _read_json(file: Path) -> dict:
 def _chat_template(directory: Path, config: dict) -> str | None:
     file = directory / "chat_template.jinja"  # where newer checkpoints keep it
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ValueError(f"{file} is not UTF-8 text ({error}): fetch it again") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        try:
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        except (TypeError, KeyError):
+            raise ValueError(
+                f"{directory / 'tokenizer_config.json'}: each chat_template needs name and template"
+            ) from None
     if template is not None and not isinstance(template, str):
         raise ValueError(f"{directory / 'tokenizer_config.json'}: chat_template must be text")
     return template
@@ -208,7 +231,10 @@ def _bytes_of_vocabulary(backend: tokenizers.Tokenizer, directory: Path) -> list
     alphabet = _byte_alphabet()
     added = backend.get_added_tokens_decoder()
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    table = [b""] * (max(vocabulary.values()) + 1)
+    highest = max(vocabulary.values())
+    if highest > 10**7:  # a damaged file, and a table that fills the memory
+        raise ValueError(f"{directory / 'tokenizer.json'} has token id {highest}: fetch it again")
+    table = [b""] * (highest + 1)
     for token, token_id in vocabulary.items():
         if token_id in added:  # written as they are, not in the byte alphabet
             table[token_id] = b"" if added[token_id].special else token.encode("utf-8")

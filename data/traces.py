@@ -28,11 +28,12 @@ _NUMBER = re.compile(
 )
 
 # "A", "(B)", "**C**", "\boxed{D}", "The answer is A.": a capital that ends there. "A good one"
-# begins with an article and "A's" goes on; neither chooses. *+ never tries the words again another
-# way: for a trace that loops there are exponentially many.
+# begins with an article, "A is right" does not; "A's" goes on. *+ never tries the words again
+# another way: for a trace that loops there are exponentially many.
 _LETTER = re.compile(
     r"(?:[\W_]*(?:\\[a-zA-Z]+|(?i:the|correct|final|answer|option|choice|letter|is)\b))*+[\W_]*"
-    r"(?P<letter>[A-D])(?![^\W_]|['\u2019][^\W_])(?!(?<=A)[ \t]+[a-z])"
+    r"(?P<letter>[A-D])(?![^\W_]|['\u2019][^\W_])"
+    r"(?!(?<=A)[ \t]+(?!(?:is|was|because|since|as|or|and|by|for)\b)[a-z])"
 )
 
 

@@ -65,6 +65,8 @@ def test_limit_and_blank_lines(tmp_path):
         '{"question": " ", "answer": "#### 1"}',
         '{"question": "q", "answer": "no gold"}',
         '{"question": "q", "answer": "##### 5"}',
+        '{"question": "a\\ud800b", "answer": "#### 5"}',
+        "[" * 10**5,
         b'{"question": "\xff", "answer": "#### 1"}',
     ],
 )

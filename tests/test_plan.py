@@ -141,8 +141,8 @@ def test_a_mask_step_keeps_what_is_counted(shape):
     assert counted == pytest.approx(kept, rel=0.1)
 
 
-def test_the_paper_preset_needs_smaller_batches_at_its_longest_rollouts():
-    run = planned("--preset", "paper")
+def test_the_batches_that_would_fit_are_named():
+    run = planned("--preset", "paper", "--mask-batch", 8)
     lines = "\n".join(plan.memory_lines(run))
     assert "masks at the longest: --mask-batch 4 would fit" in lines
     assert "policy at the longest: --micro-batch 1 would fit" in lines
@@ -151,10 +151,12 @@ def test_the_paper_preset_needs_smaller_batches_at_its_longest_rollouts():
         for rows, fits in ((batch, True), (batch + 1, False)):
             longest = plan.phases(planned("--preset", "paper", f"--{flag}", rows), 300, 1024)
             assert (sum(longest[phase].values()) <= room) == fits
-    lines = plan.memory_lines(planned("--preset", "paper", "--mask-batch", 4, "--micro-batch", 1))
+    lines = plan.memory_lines(planned("--preset", "paper", "--micro-batch", 1))
     assert not any("would fit" in line for line in lines)
     fits = [line.split()[-2:] for line in lines if line.startswith("  A100")]
     assert fits == [["fits", "fits"], ["too", "small"]]
+    large = planned("--preset", "paper", "--model", "meta-llama/Llama-3.1-8B-Instruct@main")
+    assert any("122 GiB are taken" in line for line in plan.memory_lines(large))
 
 
 def test_a_rank_holds_its_share_of_the_rollouts():
@@ -267,7 +269,8 @@ def test_numbers_come_in_units_that_fit():
 def test_the_paper_preset_is_the_papers_but_for_the_gpus():
     values = plan.settings(planned("--preset", "paper"))
     assert set(plan.PAPER) <= set(values)
-    assert [name for name in plan.PAPER if values[name] != plan.PAPER[name]] == ["world_size"]
+    differing = [name for name in plan.PAPER if values[name] != plan.PAPER[name]]
+    assert differing == ["saliency_sign", "world_size"]
     # Every setting is in the table, or is none.
     names = {entry.name for entry in dataclasses.fields(train.Config)}
     assert names - set(values) <= plan.NO_HYPERPARAMETER
@@ -299,7 +302,7 @@ def test_a_dry_run_of_the_paper_preset(tmp_path, monkeypatch, capsys):
     assert "7,473 questions, 4,670 updates of 8 questions x 8 rollouts: 298,880 rollouts" in text
     assert "about 58,281,600, at most 306,053,120" in text
     marked = [line.split()[1] for line in text.splitlines() if line.startswith("* ")]
-    assert marked == ["world_size", "differs;"]
+    assert marked == ["saliency_sign", "world_size", "differs"]
     assert "48 evaluations" in text  # before, after, and 46 in between
     assert max(map(len, text.splitlines())) <= 100
 

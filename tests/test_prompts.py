@@ -271,3 +271,51 @@ def test_bad_templates(directory, template, message):
     edit(directory / "tokenizer_config.json", chat_template=template)
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_directory(directory).encode_prompt("Hi")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ 1 / 0 }}",
+        "{% include 'x' %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    ],
+)
+def test_templates_that_fail_are_named(directory, template):
+    edit(directory / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(ValueError, match=f"chat template of {directory} fails"):
+        Tokenizer.from_directory(directory).encode_prompt("Hi")
+
+
+def test_damaged_templates_and_stop_ids_are_named(directory):
+    for entries in ([{"x": 1}], ["x"]):
+        edit(directory / "tokenizer_config.json", chat_template=entries)
+        with pytest.raises(ValueError, match="tokenizer_config.json: each chat_template needs"):
+            Tokenizer.from_directory(directory)
+    (directory / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="chat_template.jinja is not UTF-8"):
+        Tokenizer.from_directory(directory)
+    (directory / "chat_template.jinja").unlink()
+    edit(directory / "tokenizer_config.json", chat_template=None)
+    for stops in (["a"], {"a": 1}, [], 1.0, True, -1):
+        edit(directory / "generation_config.json", eos_token_id=stops)
+        with pytest.raises(ValueError, match="generation_config.json: eos_token_id must be"):
+            Tokenizer.from_directory(directory)
+    (directory / "generation_config.json").write_text("[" * 10**5)
+    with pytest.raises(ValueError, match="generation_config.json is not valid JSON"):
+        Tokenizer.from_directory(directory)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_named(chat):
+    chat.check_fits(chat.vocab_size)
+    with pytest.raises(ValueError, match="tokenizer.json has .* ids, config.json"):
+        chat.check_fits(chat.vocab_size - 1)
+
+
+def test_absurd_token_ids_are_named(directory):
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["model"]["vocab"]["far"] = 4 * 10**9
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer.json has token id 4000000000"):
+        Tokenizer.from_directory(directory)

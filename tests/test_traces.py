@@ -271,7 +271,11 @@ def test_same_number():
         ("B. Baltic", "B"),
         ("B, C", "B"),
         ("B because it is", "B"),
-        ("A because it is", None),  # as good as an article
+        ("A because it is", "A"),
+        ("A is correct", "A"),
+        ("Answer: A is right", "A"),
+        ("A or B", "A"),
+        ("A assumption", None),
         ("A good answer", None),
         ("A  good answer", None),
         ("A", "A"),
