@@ -30,7 +30,7 @@ from data.prompts import Tokenizer
 from data.traces import gold_tail, reasoning_spans, split_trace
 from grpo import generate
 from hub import checkpoint_directory
-from model import Llama
+from model import Llama, LlamaConfig
 from ranks import Progress, pick_device
 
 # What counts as a symbol, beside currency marks, where blank English has no tagger.
@@ -393,13 +393,15 @@ def run(args: argparse.Namespace) -> None:
     limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens[args.split]
     directories = {name: checkpoint_directory(name, "--compare") for name in args.compare}
     directories[args.model] = checkpoint_directory(args.model)
+    tokenizers = {name: Tokenizer.from_directory(path) for name, path in directories.items()}
+    for name, directory in directories.items():  # all of them, before the first is sampled
+        tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
     if args.out:  # before the work, not after it
         make_folder(Path(args.out))
     columns, results = {}, {}
     for name, directory in directories.items():
-        tokenizer = Tokenizer.from_directory(directory)
+        tokenizer = tokenizers[name]
         model = Llama.from_pretrained(directory, device=device)
-        tokenizer.check_fits(model.config.vocab_size)
         bar = Progress(name)
         records = evaluate(
             model,

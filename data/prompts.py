@@ -52,6 +52,7 @@ class Tokenizer:
                 "in tokenizer_config.json"
             )
         self.bos_id: int = bos_id
+        self._token_bytes = _bytes_of_vocabulary(backend, directory)
         self.eos_ids = self._find_eos_ids()
         pad_id = backend.token_to_id("<|finetune_right_pad_id|>")
         self.pad_id: int = self.bos_id if pad_id is None else pad_id
@@ -60,7 +61,6 @@ class Tokenizer:
                 f"{directory}: padding id {self.pad_id} is also an end-of-text id; "
                 "correct eos_token_id in generation_config.json"
             )
-        self._token_bytes = _bytes_of_vocabulary(backend, directory)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Tokenizer":
@@ -86,7 +86,8 @@ class Tokenizer:
         if self.vocab_size > vocab_size:
             raise ValueError(
                 f"{self.directory / 'tokenizer.json'} has {self.vocab_size} ids, config.json a "
-                f"vocab_size of {vocab_size}: they are not of one model; fetch both again"
+                f"vocab_size of {vocab_size}: ids beyond it have no embedding; resize the model's "
+                "embeddings, or put the tokenizer files of the model it was made from beside it"
             )
 
     def encode(self, text: str) -> list[int]:
@@ -140,7 +141,7 @@ class Tokenizer:
             return PINNED_DATE_TEXT if form == "%d %b %Y" else PINNED_DATE.strftime(form)
 
         try:
-            return environment.from_string(self.chat_template).render(
+            text = environment.from_string(self.chat_template).render(
                 messages=[{"role": "user", "content": user_text}],
                 add_generation_prompt=True,
                 bos_token=self._bos_token,
@@ -149,6 +150,8 @@ class Tokenizer:
                 strftime_now=strftime_now,
                 raise_exception=raise_exception,
             )
+            text.encode()  # a lone surrogate is no text, and the tokenizer takes none
+            return text
         except Exception as error:  # a template is a program: it may divide by zero or recurse
             reason = str(error) or type(error).__name__
             raise ValueError(f"the chat template of {self.directory} fails: {reason}") from None
@@ -159,9 +162,10 @@ class Tokenizer:
             if ids is None:
                 continue
             ids = ids if isinstance(ids, list) else [ids]  # base models have one, Instruct several
-            if not ids or not all(type(i) is int and i >= 0 for i in ids):
+            if not ids or not all(type(i) is int and 0 <= i < self.vocab_size for i in ids):
                 raise ValueError(
-                    f"{self.directory / name}: eos_token_id must be a token id or a list of them"
+                    f"{self.directory / name}: eos_token_id must be a token id or a list of them, "
+                    "all in tokenizer.json; fetch the file again"
                 )
             return tuple(ids)
         eos_id = self._backend.token_to_id(self._eos_token)

@@ -33,7 +33,7 @@ _NUMBER = re.compile(
 _LETTER = re.compile(
     r"(?:[\W_]*(?:\\[a-zA-Z]+|(?i:the|correct|final|answer|option|choice|letter|is)\b))*+[\W_]*"
     r"(?P<letter>[A-D])(?![^\W_]|['\u2019][^\W_])"
-    r"(?!(?<=A)[ \t]+(?!(?:is|was|because|since|as|or|and|by|for)\b)[a-z])"
+    r"(?!(?<=A)[ \t]+(?!(?:is|was|because|since|as|or|and|by|for)\b(?!-))[a-z])"
 )
 
 

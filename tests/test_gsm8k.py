@@ -135,6 +135,10 @@ def test_download_once(server):
     assert len(gsm8k.load("test")) == 2000
     assert len(gsm8k.load("test", limit=3)) == 3
     assert server.hits == 1
+    (server.folder / "plain").touch()  # with the rights that open() gives, for a shared cache
+    modes = [(server.folder / name).stat().st_mode for name in ("test.jsonl", "plain")]
+    assert modes[0] == modes[1]
+    (server.folder / "plain").unlink()
     assert os.listdir(server.folder) == ["test.jsonl"]
 
 

@@ -156,7 +156,16 @@ def test_the_batches_that_would_fit_are_named():
     fits = [line.split()[-2:] for line in lines if line.startswith("  A100")]
     assert fits == [["fits", "fits"], ["too", "small"]]
     large = planned("--preset", "paper", "--model", "meta-llama/Llama-3.1-8B-Instruct@main")
-    assert any("122 GiB are taken" in line for line in plan.memory_lines(large))
+    lines = plan.memory_lines(large)
+    assert sum("AdamW alone need 151.6 GiB" in line for line in lines) == 2  # on neither card
+    assert not any("would fit" in line for line in lines)
+    assert max(map(len, lines)) <= 100
+    # 45.6 GiB of weights, gradients and moments fit 80 GB by themselves, a step of AdamW does not
+    shape = dataclasses.replace(LLAMA, num_hidden_layers=42)
+    tight = plan.memory_lines(dataclasses.replace(run, shape=shape))
+    room = 79.1 * plan.GIB - sum(plan.resident(dataclasses.replace(run, shape=shape)).values())
+    assert 0 < room < plan.parameters(shape) * 4
+    assert sum("AdamW alone need" in line for line in tight) == 2
 
 
 def test_a_rank_holds_its_share_of_the_rollouts():
@@ -271,9 +280,35 @@ def test_the_paper_preset_is_the_papers_but_for_the_gpus():
     assert set(plan.PAPER) <= set(values)
     differing = [name for name in plan.PAPER if values[name] != plan.PAPER[name]]
     assert differing == ["saliency_sign", "world_size"]
+    revision = planned("--preset", "paper", "--model", plan.PAPER["model"] + "@main")
+    assert plan.settings(revision)["model"] == plan.PAPER["model"]
     # Every setting is in the table, or is none.
     names = {entry.name for entry in dataclasses.fields(train.Config)}
     assert names - set(values) <= plan.NO_HYPERPARAMETER
+
+
+def test_adamw_is_as_the_table_says(monkeypatch, tmp_path):
+    """train.py and atman.py leave these to PyTorch: read off the optimisers that they make."""
+    made = []
+
+    class Seen(torch.optim.AdamW):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self.defaults)
+            if len(made) == 1:
+                raise ValueError("seen")
+
+    monkeypatch.setattr(torch.optim, "AdamW", Seen)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="seen"):
+        train.train(train.parse_args(["--device", "cpu", "--out", str(tmp_path / "run")]))
+    atman.optimize_masks(
+        tiny.llama(), *(tiny.ids(n, 4) for n in range(4)), atman.MaskConfig(steps=1)
+    )
+    values = plan.settings(planned())
+    policy, mask = made
+    for name in ("betas", "eps", "weight_decay"):
+        assert values[f"policy_{name}"] == policy[name] and values[f"mask_{name}"] == mask[name]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

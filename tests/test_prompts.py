@@ -279,6 +279,7 @@ def test_bad_templates(directory, template, message):
         "{{ messages[0]['content'] + 1 }}",
         "{{ 1 / 0 }}",
         "{% include 'x' %}",
+        "\ud800{{ messages[0]['content'] }}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
@@ -298,7 +299,7 @@ def test_damaged_templates_and_stop_ids_are_named(directory):
         Tokenizer.from_directory(directory)
     (directory / "chat_template.jinja").unlink()
     edit(directory / "tokenizer_config.json", chat_template=None)
-    for stops in (["a"], {"a": 1}, [], 1.0, True, -1):
+    for stops in (["a"], {"a": 1}, [], 1.0, [1.0], True, -1, 10**6):
         edit(directory / "generation_config.json", eos_token_id=stops)
         with pytest.raises(ValueError, match="generation_config.json: eos_token_id must be"):
             Tokenizer.from_directory(directory)
@@ -309,7 +310,7 @@ def test_damaged_templates_and_stop_ids_are_named(directory):
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_named(chat):
     chat.check_fits(chat.vocab_size)
-    with pytest.raises(ValueError, match="tokenizer.json has .* ids, config.json"):
+    with pytest.raises(ValueError, match="tokenizer.json has .* ids, config.json .*resize"):
         chat.check_fits(chat.vocab_size - 1)
 
 

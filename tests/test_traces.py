@@ -276,6 +276,8 @@ def test_same_number():
         ("Answer: A is right", "A"),
         ("A or B", "A"),
         ("A assumption", None),
+        ("A by-product", None),
+        ("A for-profit company", None),
         ("A good answer", None),
         ("A  good answer", None),
         ("A", "A"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file
 
@@ -305,6 +306,25 @@ def test_a_damaged_checkpoint_is_named(name, content, tmp_path, monkeypatch, cap
     (checkpoint / name).write_bytes(whole[:-1000] if content is None else content.encode())
     arguments = [*SMALL, "--model", checkpoint, "--out", tmp_path / "run"]
     assert str(checkpoint) in refused(train.main, arguments, monkeypatch, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "compare"])
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
+    command, tmp_path, monkeypatch, capsys
+):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(ROOT / "data/micro", checkpoint)
+    backend = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    backend.add_special_tokens(["<|unresized|>"])
+    backend.save(str(checkpoint / "tokenizer.json"))
+    arguments = ["--model", checkpoint, "--device", "cpu", "--out", tmp_path / "run"]
+    if command == "compare":  # the second is looked at before the first is sampled
+        arguments += ["--compare", ROOT / "data/micro"]
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("sampled"))
+    main = train.main if command == "train" else evaluation.main
+    printed = refused(main, arguments, monkeypatch, capsys)
+    assert f"{checkpoint / 'tokenizer.json'} has" in printed and "config.json" in printed
     assert not (tmp_path / "run").exists()
 
 
