@@ -92,7 +92,7 @@ A100 = Machine(
 )  # fmt: skip
 CARDS = {"A100-80GB": 79.1, "A100-40GB": 39.4}  # GiB that PyTorch sees of them
 OVERHEAD = 2 * GIB  # CUDA's context, NCCL's buffers, what the allocator cannot use: assumed
-# Counted on the 3B shape: 42 kernels among 90 calls in a mask step's layer, 47 among 98 in a policy's
+# Counted on the 3B shape: 42 kernels among 90 calls in a mask step, 47 among 98 in a policy pass
 OPERATIONS = 60  # kernels and views in a layer's forward, about
 ANSWER = 4  # tokens of a gold answer, about: rows that the head runs on in a mask step
 # Counted on the 3B shape: about 16 in a mask step, 11 in a policy pass
