@@ -1,6 +1,6 @@
 """What the mask optimisation and sampling cost, beside the plain way and beside transformers.
 
-    python -m tests.bench                    # CPU, one thread, under six minutes
+    python -m tests.bench                    # CPU, one thread, about seven minutes
     python -m tests.bench --device cuda      # Llama-3.2-3B's shape in bfloat16, random weights
 
 Random weights: the time does not depend on them. The variants of a table take turns in one process
