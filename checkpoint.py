@@ -123,14 +123,16 @@ def read_config(directory: Path) -> dict:
         "max_position_embeddings": whole("max_position_embeddings", 2048),
         "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         "bos_token_id": raw.get("bos_token_id"),
-        "eos_token_ids": read_stop_ids(directory, vocab_size),
+        "eos_token_ids": read_stop_ids(directory, raw, vocab_size),
     }
 
 
-def read_stop_ids(directory: Path, vocab_size: int) -> tuple[int, ...]:
-    """eos_token_id, an int or a list: generation_config.json's, where Instruct models list all."""
-    path = directory / "config.json"
-    eos = read_json(path).get("eos_token_id")
+def read_stop_ids(directory: Path, config: dict, vocab_size: int) -> tuple[int, ...]:
+    """eos_token_id, an int or a list: generation_config.json's, where Instruct models list all.
+
+    config: what config.json holds, whose eos_token_id stands where the other file has none.
+    """
+    path, eos = directory / "config.json", config.get("eos_token_id")
     if (directory / "generation_config.json").exists():
         stops = read_json(directory / "generation_config.json").get("eos_token_id")
         if stops is not None:
@@ -183,20 +185,23 @@ def read_weights(directory: Path, weights: dict[str, torch.Tensor]) -> None:
     passed check_weights. Raises ValueError naming the file where a tied model carries a head of its
     own: transformers would use that one.
     """
-    embedding = weights["model.embed_tokens.weight"]
     paths = weight_files(directory)
     for path in paths:
         with opened(path) as file:
             for key in weights.keys() & file.keys():
                 weights[key].copy_(file.get_tensor(key))
+    if "lm_head.weight" in weights:
+        return
+    embedding = weights["model.embed_tokens.weight"]
     for path in paths:
         with opened(path) as file:
-            if "lm_head.weight" in file.keys() and "lm_head.weight" not in weights:
-                if not torch.equal(file.get_tensor("lm_head.weight").to(embedding), embedding):
-                    raise ValueError(
-                        f"{path}: lm_head.weight differs from the embeddings it is tied to; set "
-                        "tie_word_embeddings to false in config.json to use it"
-                    )
+            if "lm_head.weight" not in file.keys():
+                continue
+            if not torch.equal(file.get_tensor("lm_head.weight").to(embedding), embedding):
+                raise ValueError(
+                    f"{path}: lm_head.weight differs from the embeddings it is tied to; set "
+                    "tie_word_embeddings to false in config.json to use it"
+                )
 
 
 @contextmanager

@@ -85,24 +85,17 @@ def answer_loss(logits_of, batch: Batch, additive: torch.Tensor) -> torch.Tensor
 
 
 def pack(prompts, reasonings, delimiters, answers, device) -> Batch:
-    """Lay B ragged rollouts out as one right-padded batch. Raises ValueError for an empty part."""
-    parts = {"prompt": prompts, "reasoning": reasonings}
-    parts |= {"delimiter": delimiters, "answer": answers}
-    for name, rows in parts.items():
-        if len(rows) != len(prompts) or not rows:
-            raise ValueError(f"need as many {name}s as prompts, and at least one")
-        for number, row in enumerate(rows):
-            if len(row) == 0:
-                raise ValueError(f"rollout {number}: its {name} is empty")
+    """Lay B ragged rollouts, no part empty, out as one right-padded batch."""
+    parts = prompts, reasonings, delimiters, answers
 
     def lengths(rows):  # (B,)
         return torch.tensor([len(row) for row in rows], device=device)
 
-    P, T, D, A = (lengths(rows) for rows in parts.values())
+    P, T, D, A = (lengths(rows) for rows in parts)
     R = T + D + A - 1
     sequences = [
         [*prompt, *reasoning, *delimiter, *answer[:-1]]
-        for prompt, reasoning, delimiter, answer in zip(*parts.values(), strict=True)
+        for prompt, reasoning, delimiter, answer in zip(*parts, strict=True)
     ]
     tokens, _ = right_pad(sequences, device)  # (B, S)
     position = torch.arange(tokens.shape[1], device=device)  # (S,)
