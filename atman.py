@@ -78,8 +78,8 @@ def optimize_masks(
     without EOS. Rollouts do not influence each other: their losses are summed, not averaged, so
     that AdamW's eps weighs the same whatever B. H is kept in float32 (float64 for a float64 model).
     The model's requires_grad flags come back as they were. progress is called with B after every
-    step. prefill: the prompts as read before, else they are read here. Raises ValueError for an
-    empty list.
+    step. prefill: the prompts as read before by these very weights, else they are read here. Raises
+    ValueError for an empty list, KeyError for a prompt that is not in prefill.
     """
     device, dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
     batch = pack(prompts, reasonings, delimiters, answers, device)
@@ -94,19 +94,19 @@ def optimize_masks(
     )
     attribution = torch.zeros_like(mask)
     # float16 has no room below 6e-8 and above 65504: the loss is scaled up, so that small gradients
-    # do not vanish on the way back, and less so where large ones overflow.
-    scale = 2.0**16 if dtype == torch.float16 else 1.0
+    # do not vanish on the way back, and less so for a rollout whose large ones overflow.
+    half = dtype == torch.float16
+    scale = torch.full((len(mask),), 2.0**16 if half else 1.0, device=device)
 
     def loss_and_gradient():
-        nonlocal scale
         # Outside the region H is 0 and gets no gradient: it stays there.
         additive = (config.scale * mask.clamp(max=0)).masked_fill(~batch.region, 0.0)
         loss = answer_loss(suffix.logits(additive), batch)  # (B,), Eq. 2
-        gradient = torch.autograd.grad(scale * loss.sum(), mask, retain_graph=scale > 1)[0]
-        while scale > 1 and not gradient.isfinite().all():
-            scale /= 16
-            gradient = torch.autograd.grad(scale * loss.sum(), mask, retain_graph=True)[0]
-        return loss.detach(), gradient / scale
+        gradient = torch.autograd.grad((scale * loss).sum(), mask, retain_graph=half)[0]
+        while half and (overflow := overflown(gradient, scale)).any():
+            scale[overflow] /= 16
+            gradient = torch.autograd.grad((scale * loss).sum(), mask, retain_graph=True)[0]
+        return loss.detach(), gradient / scale[:, None, None]
 
     with frozen(model), torch.enable_grad():
         loss, gradient = loss_and_gradient()
@@ -123,6 +123,11 @@ def optimize_masks(
             if progress:
                 progress(len(mask))
     return MaskResult(mask.detach(), batch.region, attribution, torch.stack(losses))
+
+
+def overflown(gradient, scale) -> torch.Tensor:
+    """Which rollouts' scaled gradients are beyond float16 (B,), and can be scaled less."""
+    return ~gradient.isfinite().all(2).all(1) & (scale > 1)
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -13,7 +13,7 @@ Shapes: U distinct prompts of up to P tokens, B rollouts, G rollouts of the larg
 import torch
 import torch.nn.functional as F
 
-from model import Llama, at_least_float32, right_pad
+from model import Llama, at_least_float32, right_pad, scaled_product
 
 
 class Prefill:
@@ -21,7 +21,7 @@ class Prefill:
 
     keys, values: a tensor per layer, (U, kv_heads, P, head_dim), right-padded. hidden (U, P): minus
     infinity on padding, else 0; None without padding. lengths (U,). logits (U, V): of the first
-    token after each prompt.
+    token after each prompt. Stale once the model's weights have changed.
     """
 
     @torch.no_grad()
@@ -54,63 +54,83 @@ class Prefill:
 class RolloutCache:
     """Own keys and values of B rollouts, a column per sampled token, beside their prompts'.
 
-    keys, values: a tensor per layer, (B, kv_heads, room, head_dim), of which `length` columns are
-    written. slot (B,): the rollout's place among U prompts x G rollouts.
+    A place is kept for each of the largest group's G rollouts at each of the U prompts in use, so
+    that a group's queries are rows of one product with its prompt. keys, values: a tensor per
+    layer, (U, kv_heads, G, room, head_dim), of which `length` columns are written. slot (B,): each
+    rollout's place among U x G. prompt_keys, prompt_values, hidden: the prefill's, of those U.
     """
 
     def __init__(self, prefill: Prefill, prompts, room: int):
-        self.prefill, self.length = prefill, 0
-        which, taken, places = prefill.rows(prompts), [0] * len(prefill.number), []
-        for prompt in which.tolist():
-            places.append(taken[prompt])
-            taken[prompt] += 1
-        self.group = max(taken)  # G
-        self.slot = which * self.group + torch.tensor(places, device=which.device)
-        self.in_order = self.slot.tolist() == list(range(len(taken) * self.group))
+        self.length, which = 0, prefill.rows(prompts)
+        self.prompt_keys, self.prompt_values = prefill.keys, prefill.values
+        self.hidden = prefill.hidden
+        self.arrange(which, len(prefill.number))
         config = prefill.config
-        shape = (len(which), config.num_key_value_heads, room, config.head_dim)
+        shape = (self.prompts, config.num_key_value_heads, self.group, room, config.head_dim)
         self.keys = [key.new_zeros(shape) for key in prefill.keys]
         self.values = [value.new_zeros(shape) for value in prefill.values]
 
+    def arrange(self, which: torch.Tensor, prompts: int) -> None:
+        """Give each rollout, whose prompt is which (B,), a place."""
+        taken, slots = [0] * prompts, []
+        for prompt in which.tolist():
+            slots.append((prompt, taken[prompt]))
+            taken[prompt] += 1
+        self.prompts, self.group = prompts, max(taken)  # U, G
+        slots = [prompt * self.group + place for prompt, place in slots]
+        self.in_order = slots == list(range(prompts * self.group))
+        self.slot = torch.tensor(slots, device=which.device)
+
     def select(self, rows: torch.Tensor) -> None:
-        """Keep the given rollouts alone."""
-        self.slot, self.in_order = self.slot[rows], False
-        self.keys = [key[rows] for key in self.keys]
-        self.values = [value[rows] for value in self.values]
+        """Keep the given rollouts alone, and the prompts that they continue."""
+        slot, group = self.slot[rows], self.group
+        used, which = torch.unique(slot // group, return_inverse=True)
+        if self.hidden is not None:
+            self.hidden = self.hidden[used]
+        self.prompt_keys = [key[used] for key in self.prompt_keys]
+        self.prompt_values = [value[used] for value in self.prompt_values]
+        self.arrange(which, len(used))
+        for kept in (self.keys, self.values):
+            for layer, old in enumerate(kept):  # one at a time: two copies of one layer at most
+                new = old.new_zeros(self.prompts, old.shape[1], self.group, *old.shape[3:])
+                written = old.transpose(1, 2).flatten(0, 1)[slot, :, : self.length]
+                new.transpose(1, 2)[which, self.slot - which * self.group, :, : self.length] = (
+                    written
+                )
+                kept[layer] = new
 
     def attend(self, layer: int, query, key, value) -> torch.Tensor:
         """One query of each rollout (B, heads, 1, head_dim) over its prompt and its own columns."""
-        end = self.length + 1
-        self.keys[layer][:, :, self.length] = key[:, :, 0]
-        self.values[layer][:, :, self.length] = value[:, :, 0]
-        own_keys, own_values = self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-        prompt_keys, prompt_values = self.prefill.keys[layer], self.prefill.values[layer]
-        columns = prompt_keys.shape[2]  # P
+        end, (heads, repeats) = self.length + 1, (key.shape[1], query.shape[1] // key.shape[1])
+        self.keys[layer][:, :, :, self.length : end] = self.by_slot(key)
+        self.values[layer][:, :, :, self.length : end] = self.by_slot(value)
+        own_keys = self.keys[layer][:, :, :, :end].flatten(0, 2)  # (U kv_heads G, length, head_dim)
+        own_values = self.values[layer][:, :, :, :end].flatten(0, 2)
+        prompt_keys = self.prompt_keys[layer].flatten(0, 1)  # (U kv_heads, P, head_dim)
+        prompt_values = self.prompt_values[layer].flatten(0, 1)
+        columns, scale = prompt_keys.shape[1], query.shape[3] ** -0.5  # P
 
-        # (B, kv_heads, repeats, head_dim): query heads of one kv head are rows of one product
-        grouped = query.view(len(query), key.shape[1], -1, query.shape[3])
-        prompt_scores = self.by_prompt(grouped) @ prompt_keys.mT  # (U, kv_heads, G repeats, P)
-        if self.prefill.hidden is not None:
-            prompt_scores = prompt_scores + self.prefill.hidden[:, None, None]
-        own_scores = grouped @ own_keys.mT
-        scores = torch.cat((self.by_rollout(prompt_scores), own_scores), -1)
-        attention = at_least_float32(scores).mul(query.shape[3] ** -0.5).softmax(-1)
-        attention = attention.to(value.dtype)  # (B, kv_heads, repeats, P + length)
-        out = self.by_rollout(self.by_prompt(attention[..., :columns]) @ prompt_values)
-        out = out + attention[..., columns:] @ own_values
+        # Query heads of one key/value head are rows of one product; so, for the prompt's columns,
+        # are the rollouts of its group.
+        query = self.by_slot(query.view(len(query), heads, repeats, -1)).flatten(0, 2)
+        grouped = query.view(len(prompt_keys), -1, query.shape[2])  # (U kv_heads, G repeats, .)
+        prompt_scores = scaled_product(grouped, prompt_keys.mT, scale)
+        if self.hidden is not None:
+            prompt_scores.view(self.prompts, -1, columns).add_(self.hidden[:, None])
+        own_scores = scaled_product(query, own_keys.mT, scale)  # (U kv_heads G, repeats, length)
+        scores = torch.cat((prompt_scores.view(*own_scores.shape[:2], columns), own_scores), -1)
+        attention = at_least_float32(scores).softmax(-1).to(value.dtype)
+        out = attention.view(*grouped.shape[:2], -1)[:, :, :columns] @ prompt_values
+        out = torch.baddbmm(out.view(query.shape), attention[:, :, columns:], own_values)
         if layer == len(self.keys) - 1:
             self.length = end
-        return out.reshape(query.shape)
+        out = out.view(self.prompts, heads, self.group, repeats, -1).transpose(1, 2).flatten(0, 1)
+        return (out if self.in_order else out[self.slot]).flatten(1, 2)[:, :, None]
 
-    def by_prompt(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, kv_heads, repeats, N) -> (U, kv_heads, G repeats, N), 0 where no rollout is left."""
+    def by_slot(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, kv_heads, N, head_dim) -> (U, kv_heads, G, N, head_dim), 0 in places not taken."""
         if not self.in_order:
-            places = x.new_zeros(len(self.prefill.number) * self.group, *x.shape[1:])
+            places = x.new_zeros(self.prompts * self.group, *x.shape[1:])
             places[self.slot] = x
             x = places
-        return x.unflatten(0, (-1, self.group)).transpose(1, 2).flatten(2, 3)
-
-    def by_rollout(self, x: torch.Tensor) -> torch.Tensor:
-        """The way back: (U, kv_heads, G repeats, N) -> (B, kv_heads, repeats, N)."""
-        x = x.unflatten(2, (self.group, -1)).transpose(1, 2).flatten(0, 1)
-        return x if self.in_order else x[self.slot]
+        return x.unflatten(0, (self.prompts, self.group)).transpose(1, 2)

@@ -71,12 +71,12 @@ def generate(
             if progress:  # 0 keeps a bar's clock going
                 progress(len(prompts) - len(running) - reported)
                 reported = len(prompts) - len(running)
+            if len(running) == 0:
+                break
             if 2 * len(running) <= len(alive):
                 alive, token, ended = alive[running], token[running], ended[running]
                 lengths = lengths[running]
                 cache.select(running)
-            if len(running) == 0:
-                break
         if step + 1 < max_new_tokens:
             logits = model(token[:, None], cache=cache, positions=lengths[:, None] + step)[:, 0]
     if progress:

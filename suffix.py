@@ -5,7 +5,8 @@
     logits = suffix.logits(additive)                         # at every step, gradients to additive
 
 A mask over reasoning columns touches only rows after the prompt, so most of a forward pass is the
-same at every step of its optimisation. What is saved, none of which changes a number:
+same at every step of its optimisation. What is saved, none of which changes a number (a bfloat16 or
+float16 model's attention weights alone are kept as rounded for the backward pass):
 1. The prompt's keys and values are computed once per question and shared by its rollouts.
 2. Layer 0's queries, keys and values come before any attention: computed once, without gradient.
 3. Of the last layer only keys and values are needed of all rows; its queries, attention output and
@@ -20,24 +21,27 @@ import torch
 import torch.nn.functional as F
 
 from cache import Prefill
-from model import Llama, at_least_float32
+from model import Llama, at_least_float32, scaled_product
 
 
 class Suffix:
     """B rollouts, as far as the answer's prediction needs them.
 
     tokens (B, R) int64, right-padded: what follows each prompt. answer_rows (B, A): rows whose
-    logits are wanted. The prompts' keys and values are copied out of prefill once.
+    logits are wanted. The prompts' keys and values are copied out of prefill once, as many columns
+    as the longest of these prompts has.
     """
 
     @torch.no_grad()
     def __init__(self, model: Llama, prefill: Prefill, prompts, tokens, answer_rows):
         self.model, self.answer_rows = model, answer_rows
         which, rows = prefill.rows(prompts), tokens.shape[1]
-        own = (0, 0, 0, rows)  # room for the own columns after the prompt's
-        self.keys = [F.pad(key[which], own) for key in prefill.keys]  # (B, kv_heads, K, head_dim)
-        self.values = [F.pad(value[which], own) for value in prefill.values]
-        self.columns = self.keys[0].shape[2] - rows  # P
+        self.columns = int(prefill.lengths[which].max())  # P
+        # Room for the own columns after the prompt's: (B, kv_heads, K, head_dim)
+        self.keys, self.values = (
+            [F.pad(x[which, :, : self.columns], (0, 0, 0, rows)) for x in kept]
+            for kept in (prefill.keys, prefill.values)
+        )
         positions = prefill.lengths[which, None] + torch.arange(rows, device=tokens.device)
         self.cos, self.sin = model.angles(positions)
 
@@ -46,7 +50,7 @@ class Suffix:
         future = torch.ones_like(bias, dtype=torch.bool).triu(self.columns + 1)
         self.bias = bias.masked_fill(future, -torch.inf).repeat(len(tokens), 1, 1)  # (B, R, K)
         if prefill.hidden is not None:
-            self.bias[:, :, : self.columns] += prefill.hidden[which, None]
+            self.bias[:, :, : self.columns] += prefill.hidden[which, None, : self.columns]
 
         self.x = model.embed_tokens(tokens)  # (B, R, hidden)
         attention = model.layers[0].self_attn
@@ -57,8 +61,9 @@ class Suffix:
     def logits(self, additive: torch.Tensor) -> torch.Tensor:
         """Logits (B, A, V) with additive (B, R, T) on the scores of own rows, reasoning columns.
 
-        Gradients reach additive alone. One backward pass at most between two calls: the buffers of
-        keys and values are written over (autograd refuses an older pass).
+        The caller freezes the model's weights, so that gradients reach additive alone, and goes
+        backward before the next call: that one writes over the buffers of keys and values (autograd
+        refuses an older pass).
         """
         layers, x, cos, sin = self.model.layers, self.x, self.cos, self.sin
         bias = self.bias.clone()
@@ -130,8 +135,3 @@ class SuffixAttention(torch.autograd.Function):
         d_value = attention[:, :, ctx.own :].mT @ gradient
         own = batch, -1, keys.shape[1] - ctx.own, head_dim
         return d_query, d_key.view(own), d_value.view(own), d_additive, None, None, None
-
-
-def scaled_product(left, right, scale: float) -> torch.Tensor:
-    """scale * left @ right, batches of matrices; the scaling costs no pass of its own."""
-    return torch.baddbmm(left.new_empty(1), left, right, beta=0, alpha=scale)

@@ -210,6 +210,7 @@ def train(config: Config) -> None:
         )  # Eq. 4
         clock.append(time.time())
         saliency = saliency_rewards(model, tokenizer, rollouts, config, bar, prefill)  # Eq. 2, 3
+        del prefill  # keys and values of weights that are about to change
         clock.append(time.time())
         facts = ranks.gather([describe(r, s) for r, s in zip(rollouts, saliency, strict=True)])
         outcome = torch.tensor([fact["outcome"] for fact in facts])

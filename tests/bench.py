@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import atman
 from atman import MaskConfig, rollout_saliency
 from grpo import generate
-from model import Llama, LlamaConfig
+from model import Llama, LlamaConfig, store_by_input
 from tests import plain_masks
 
 P, T, D, A = 100, 150, 1, 4  # tokens of prompt, reasoning, delimiter, answer
@@ -53,7 +53,9 @@ def small_model(shape: str) -> Llama:
     width, intermediate, layers, vocabulary = SHAPES[shape]
     heads = width // 64
     config = LlamaConfig(vocabulary, width, intermediate, layers, heads, heads // 2, 64)
-    return random_model(config)
+    model = random_model(config)
+    store_by_input(model)  # as from_pretrained does
+    return model
 
 
 def random_ids(vocabulary: int, *lengths, seed=0) -> list[list[int]]:

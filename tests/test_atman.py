@@ -243,8 +243,25 @@ def test_float16_gradients_neither_vanish_nor_overflow(gain):
         results.append(optimize_masks(model.to(dtype), *PARTS, MaskConfig(steps=1)))
     wide, half = results
     assert half.attribution.isfinite().all() and half.losses.isfinite().all()
+    assert (half.mask - wide.mask).abs().max() < 3e-4  # of the rate, 1e-3: no sign is lost
     earned, expected = half.attribution.abs().sum(), wide.attribution.abs().sum()
     assert earned.item() == pytest.approx(expected.item(), rel=0.1)
+
+
+def test_a_float16_rollout_that_breaks_leaves_the_others_alone():
+    model = tiny.llama(tie_word_embeddings=False, dtype=torch.float16)
+    with torch.no_grad():
+        model.embed_tokens.weight[63] = torch.inf
+    parts = [[[token % 63 for token in row] for row in part] for part in PARTS]
+    parts[1][1][0] = 63
+    config = MaskConfig(steps=5)
+    together = optimize_masks(model, *parts, config)
+    assert together.losses[:, 1].isnan().all()
+    for n in (0, 2):
+        single = optimize_masks(model, *([part[n]] for part in parts), config)
+        R, T = region_of(n)
+        torch.testing.assert_close(together.mask[n, :R, :T], single.mask[0], atol=1e-4, rtol=0)
+        assert (single.mask - config.init * single.region).abs().max() > 3e-3
 
 
 def test_prompts_read_before_give_the_same_masks():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cache import Prefill, RolloutCache
 from tests import tiny
@@ -62,23 +63,23 @@ def test_decoding_equals_the_whole_sequence(prompts, groups, layers):
     assert cache.length == 9
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_attends_in_float32():
-    """Scores of bf16 products, softmax in float32: within bf16's own error of float32 attention."""
-    model = tiny.llama(num_hidden_layers=1, dtype=torch.bfloat16)
-    prompt, own = tiny.ids(4, 60, 1)
-    cache = RolloutCache(Prefill(model, [prompt]), [prompt], room=1)
-    generator = torch.Generator().manual_seed(6)
-    query, key, value = (
-        torch.randn(1, heads, 1, 8, generator=generator).bfloat16() for heads in (4, 2, 2)
-    )
-    out = cache.attend(0, query, key, value)
-    keys = torch.cat((cache.prefill.keys[0], key), 2).double().repeat_interleave(2, 1)
-    values = torch.cat((cache.prefill.values[0], value), 2).double().repeat_interleave(2, 1)
-    scores = (query.double() @ keys.mT).bfloat16().double() * 8**-0.5
-    expected = scores.softmax(-1).bfloat16().double() @ values
-    assert out.dtype == torch.bfloat16
-    assert (out.double() - expected).abs().max() < 2**-8 * expected.abs().max() * 2
+def test_the_softmax_of_a_half_precision_model_is_float32(dtype):
+    model, entered = tiny.llama(dtype=dtype), []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._softmax.default:
+                entered.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    prefill = Prefill(model, [PROMPTS[1]] * 2)
+    cache = RolloutCache(prefill, [PROMPTS[1]] * 2, room=2)
+    with Record():
+        logits = model(torch.tensor([[1], [2]]), cache=cache, positions=torch.tensor([[7], [7]]))
+    assert logits.dtype == dtype
+    assert entered == [torch.float32] * 2  # one a layer
 
 
 def test_a_group_shares_its_prompts_memory():
@@ -87,4 +88,15 @@ def test_a_group_shares_its_prompts_memory():
     prefill = Prefill(model, prompts)
     assert [key.shape for key in prefill.keys] == [(1, 2, 7, 8)] * 2
     cache = RolloutCache(prefill, prompts, room=3)
-    assert [key.shape for key in cache.keys] == [(8, 2, 3, 8)] * 2
+    assert [key.shape for key in cache.keys] == [(1, 2, 8, 3, 8)] * 2
+    assert all(a is b for a, b in zip(cache.prompt_keys, prefill.keys, strict=True))
+
+
+def test_prompts_without_rollouts_left_are_let_go():
+    starting = [PROMPTS[n] for n in GROUPS]  # of 7, 4, 7, 1, 7 and 4 tokens
+    cache = RolloutCache(Prefill(tiny.llama(), starting), starting, room=3)
+    assert cache.keys[0].shape[:3] == (3, 2, 3) and cache.hidden.shape == (3, 7)
+    cache.select(torch.tensor([0, 4, 3]))  # two of 7 tokens, one of 1
+    assert cache.keys[0].shape[:3] == cache.values[1].shape[:3] == (2, 2, 2)
+    assert cache.prompt_keys[1].shape[0] == cache.prompt_values[0].shape[0] == 2
+    assert cache.hidden.isinf().sum(1).tolist() == [0, 6]

@@ -90,12 +90,18 @@ def test_equal_prompts_draw_different_samples():
 
 def test_rows_that_end_at_very_different_times():
     # Frequent stop tokens and 16 rows: the batch shrinks more than once on the way.
-    model, counts, eos = tiny.llama(), [], [3, 14]
+    model, counts, sizes, eos = tiny.llama(), [], [], [3, 14]
     prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
+    hook = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     found = generate(model, prompts, 48, seed=4, eos_ids=eos, progress=counts.append)
+    hook.remove()
     expected = [sample_slowly(model, p, 48, (4, row), eos=eos) for row, p in enumerate(prompts)]
     assert found == expected
-    assert len(counts) > 2 and sum(counts) == 16  # progress is called when rows are dropped
+    assert len(counts) > 2 and sum(counts) == 16
+    sizes = sizes[1:]  # the first read the prompts
+    assert sizes[0] == 16 and sizes[-1] <= 4 and sizes == sorted(sizes, reverse=True)
+    # Asked for at every eighth token alone: a GPU waits for each question.
+    assert all(a == b for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)) if n % 8 != 6)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 16, 17, 30])

@@ -86,6 +86,29 @@ def test_attention_and_its_backward_pass_equal_autograds():
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [-4.0, -4.01, -4.02])
+def test_half_precision_keeps_the_mask_and_the_softmax_in_float32(bias):
+    """bfloat16 tells -4 from -4.02, but not from -4.01: H moves by a hundredth a step."""
+    zero = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16)
+    value = torch.tensor([[[[8.0, 0.0], [0.0, 1.0]]]], dtype=torch.bfloat16)
+    additive = torch.tensor([[[bias, 0.0]]], requires_grad=True)
+    buffers = [torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16) for _ in range(2)]
+    out = SuffixAttention.apply(
+        zero, zero.expand(1, 1, 2, 2), value, additive, additive.detach().clone(), *buffers
+    )
+    weight = torch.sigmoid(torch.tensor(bias, dtype=torch.float64))  # of the first column
+    expected = torch.stack((8 * weight, 1 - weight))
+    assert out.dtype == torch.bfloat16
+    # Attention is rounded once, and the output once: 2**-9 each, relative.
+    torch.testing.assert_close(out.flatten().double(), expected, rtol=2**-8, atol=0)
+    gradient = torch.tensor([[[[1.0, 3.0]]]], dtype=torch.bfloat16)  # 8 and 3 on the two weights
+    (found,) = torch.autograd.grad(out, additive, gradient)
+    kept = torch.stack((weight, 1 - weight)).bfloat16().double()
+    towards = torch.tensor([8.0, 3.0], dtype=torch.float64)
+    expected = kept * (towards - (kept * towards).sum())
+    torch.testing.assert_close(found.flatten().double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_older_forward_pass_cannot_go_backward():
     model = tiny.llama().requires_grad_(False)
     batch = atman.pack(*PARTS, "cpu")
@@ -132,6 +155,17 @@ def test_a_step_costs_what_the_arithmetic_says(batch):
     last = 4 * R * project_kv + 4 * A * rest + attention(A)
     head = 4 * A * width * vocabulary
     assert counts[1] - counts[0] == batch * (first + (layers - 2) * middle + last + head)
+
+
+def test_another_questions_long_prompt_costs_nothing():
+    model = tiny.llama()
+    longer = Prefill(model, [*PARTS[0], *tiny.ids(10, 50)])
+    own = Prefill(model, PARTS[0])
+    costs = [
+        flop(lambda p=p: atman.optimize_masks(model, *PARTS, MaskConfig(steps=2), prefill=p))
+        for p in (own, longer)
+    ]
+    assert costs[0] == costs[1] > 0
 
 
 def test_saved_memory_is_below_two_fifths_of_the_plain_loops():

@@ -17,6 +17,8 @@ import eval as evaluation
 import train
 from atman import MaskConfig
 from data import load_problems
+from data.prompts import Tokenizer
+from model import Llama
 from ranks import Progress, Ranks, pick_device
 from train import draw_questions, fill_missing, parse_args
 
@@ -127,6 +129,20 @@ def test_several_processes_equal_one(one_process, tmp_path, processes):
     moved = torch.cat([(weights[0][key] - start[key]).flatten() for key in start]).norm()
     apart = torch.cat([(weights[0][key] - weights[1][key]).flatten() for key in start]).norm()
     assert apart < 0.02 * moved  # float noise, which Adam's first steps enlarge
+
+
+def test_sampling_and_masks_start_from_one_reading_of_the_prompts():
+    config = parse_args(["--questions", "2", "--mask-steps", "1", "--max-new-tokens", "80"])
+    tokenizer, model = Tokenizer.from_directory(config.model), Llama.from_pretrained(config.model)
+    ranks, bar = Ranks(0, 1, torch.device("cpu")), Progress("update", silent=True)
+    questions = load_problems("micro", "train", limit=2)
+    read = []  # a forward pass of more than one column reads prompts
+    model.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
+    rollouts, prefill = train.sample_rollouts(model, tokenizer, questions, config, 0, ranks, bar)
+    saliency = train.saliency_rewards(model, tokenizer, rollouts, config, bar, prefill)
+    assert len(rollouts) == 16 and any(value == value for value in saliency)
+    longest = max(len(rollout.prompt) for rollout in rollouts)
+    assert [shape for shape in read if shape[1] > 1] == [(2, longest)]
 
 
 def test_missing_saliency_is_never_a_prize():
