@@ -201,6 +201,14 @@ def test_fewer_mask_steps_go_as_far_as_the_papers():
     assert parse_args(["--mask-steps", "10"]).mask().lr == pytest.approx(0.02)
 
 
+def test_memory_of_the_path_is_the_papers_whatever_the_steps():
+    assert parse_args(["--mask-steps", "10"]).mask().betas == MaskConfig().betas
+    path = ["--mask-memory", "path", "--mask-steps"]
+    assert parse_args([*path, "200"]).mask() == MaskConfig()
+    # What 20 of the paper's steps leave of a gradient, one of 10 steps leaves.
+    assert parse_args([*path, "10"]).mask().betas == pytest.approx((0.6**20, 0.9999**20))
+
+
 def test_outcome_only_learns_no_mask(tmp_path):
     run("train.py", *SMALL, "--saliency", "none", "--steps", "1", "--out", tmp_path / "run")
     (update,) = (line for line in read_lines(tmp_path / "run/metrics.jsonl") if "outcome" in line)
