@@ -224,3 +224,14 @@ def rollout_saliency(
         else:
             raise ValueError(f"reduction {reduction!r}: choose even, mean, share or sum")
     return torch.stack(rewards)
+
+
+def main() -> None:
+    """Explain one trace, or several: explain.py's command."""
+    import explain
+
+    explain.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,417 @@
+"""The command that explains a trace, on the shipped checkpoint with few mask steps."""
+
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import explain
+import heat
+from atman import MaskConfig, optimize_masks, token_saliency
+from data import instruction
+from data.prompts import Tokenizer
+from data.traces import split_trace
+from explain import Request
+from model import Llama
+
+ROOT = Path(__file__).parent.parent
+QUESTION = "Mia has 12 cards. She buys 2 packs of 6 cards each. How many cards does Mia have now?"
+OTHER = "At first, Ben has $15. He buys 2 toys for $2 each. How much money does Ben have now?"
+REASONING = "2 * 6 = 12. 12 + 12 = 24."
+SMALL = ["--model", ROOT / "data/micro", "--device", "cpu", "--mask-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def micro():
+    directory = ROOT / "data/micro"
+    return Llama.from_pretrained(directory), Tokenizer.from_directory(directory)
+
+
+def command(capsys, *arguments, small=True) -> str:
+    """What the command prints to standard output."""
+    explain.main([str(a) for a in [*(SMALL if small else []), *arguments]])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as refusal:
+        explain.main([str(a) for a in arguments])
+    assert refusal.value.code not in (0, None)
+    printed = capsys.readouterr()
+    return printed.out + printed.err + str(refusal.value.code)
+
+
+def says(monkeypatch, tokenizer, *texts, ended=True):
+    """Makes sampling return these texts, in turn."""
+    end = [tokenizer.eos_ids[0]] if ended else []
+    turns = iter(texts)
+    monkeypatch.setattr(
+        explain,
+        "generate",
+        lambda model, prompts, *_: [[*tokenizer.encode(next(turns)), *end] for _ in prompts],
+    )
+
+
+# ---------------------------------------------------------------------------------------- numbers
+
+
+def answer_probability(model, context, answer, columns=None, mask=None):
+    """Teacher forced, one answer token after the other, each by a full forward pass.
+
+    columns: [first, last) of the reasoning in the sequence; mask (R, T): H, added ten times over.
+    """
+    probability = 1.0
+    for n, token in enumerate(answer):
+        tokens = torch.tensor([[*context, *answer[:n]]])
+        additive = None
+        if mask is not None:
+            first, last = columns
+            length = tokens.shape[1]
+            additive = torch.zeros(length, length)
+            for row in range(first, length):
+                for column in range(first, min(row + 1, last)):
+                    additive[row, column] = 10 * min(float(mask[row - first, column - first]), 0)
+        with torch.no_grad():
+            probability *= model(tokens, mask=additive)[0, -1].softmax(-1)[token].item()
+    return probability
+
+
+def test_probabilities_are_products_over_the_answer_by_full_passes(micro):
+    model, tokenizer = micro
+    config = MaskConfig(steps=3, lr=0.05)
+    request = Request(QUESTION, "24", REASONING)
+    found = explain.explain(model, tokenizer, [request], config)[0]
+    prompt, reasoning = ([p.id for p in part] for part in (found.prompt, found.reasoning))
+    delimiter, answer = ([p.id for p in part] for part in (found.delimiter, found.answer))
+    assert prompt == tokenizer.encode_prompt(QUESTION) and len(answer) == 2
+    assert tokenizer.decode(reasoning + delimiter + answer) == f"{REASONING}\n#####\n24"
+
+    context, columns = [*prompt, *reasoning, *delimiter], (len(prompt), len(prompt + reasoning))
+    result = optimize_masks(model, [prompt], [reasoning], [delimiter], [answer], config)
+    start = torch.full_like(result.mask[0], config.init)
+    by_hand = {
+        "suppressed": answer_probability(model, context, answer, columns, start),
+        "restored": answer_probability(model, context, answer, columns, result.mask[0]),
+        "unmasked": answer_probability(model, context, answer),
+    }
+    assert found.probabilities == pytest.approx(by_hand, rel=1e-4)
+    assert by_hand["suppressed"] < by_hand["restored"] < by_hand["unmasked"]
+    assert found.saliency == token_saliency(result, config)[0].tolist()
+    assert found.losses == result.losses[:, 0].tolist() and len(found.losses) == 4
+    assert math.exp(-2 * found.losses[0]) == pytest.approx(by_hand["suppressed"], rel=1e-4)
+
+
+def test_attribution_of_sentences_sums_to_the_loss_recovered(micro):
+    model, tokenizer = micro
+    config = MaskConfig(steps=40, lr=0.005)
+    request = Request(QUESTION, "24", REASONING)
+    found = explain.explain(model, tokenizer, [request], config, kind="attribution")[0]
+    recovered = found.losses[0] - found.losses[-1]
+    assert sum(unit.saliency for unit in heat.sentences(found)) == pytest.approx(recovered, rel=0.1)
+    assert [unit.text for unit in heat.equations(found)] == ["2 * 6 = 12", "12 + 12 = 24"]
+
+
+def test_a_question_is_explained_alike_alone_and_in_company(micro):
+    model, tokenizer = micro
+    requests = [Request(OTHER), Request(QUESTION, "24"), Request(QUESTION, "24", "6 + 6 = 12")]
+    config = MaskConfig(steps=3, lr=0.05)
+    together = explain.explain(model, tokenizer, requests, config, seed=3)
+    assert len({len(one.reasoning) for one in together}) == 3  # and not in rising order
+    assert len(together[2].reasoning) < len(together[0].reasoning)
+    for request, one in zip(requests, together, strict=True):
+        alone = explain.explain(model, tokenizer, [request], config, seed=3)[0]
+        assert alone.reasoning == one.reasoning and alone.answer == one.answer
+        assert alone.saliency == pytest.approx(one.saliency, abs=1e-4)
+        assert alone.probabilities == pytest.approx(one.probabilities, rel=1e-3)
+
+
+def test_whose_answer_is_explained(micro, monkeypatch):
+    model, tokenizer = micro
+    config = MaskConfig(steps=1)
+    says(monkeypatch, tokenizer, *["1 + 1 = 2.\n#####\n23"] * 2)
+    own, gold = (
+        explain.explain(model, tokenizer, [Request(QUESTION, answer)], config)[0]
+        for answer in (None, "1,024")
+    )
+    assert (own.source, gold.source) == ("the model's own answer", "the gold answer")
+    assert tokenizer.decode([p.id for p in own.answer]) == "23"
+    assert [p.text for p in own.rest] == ["<|end_of_text|>"] and own.rest[0].special
+    assert tokenizer.decode([p.id for p in gold.answer]) == "1024"
+    assert gold.notes == ["the model itself answered 23: wrong"]
+    assert "".join(p.text for p in gold.rest) == "23<|end_of_text|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "answer", "reason"),
+    [
+        ("5 + 3 = 8.", True, None, "no delimiter ##### in the trace: the model ended without it"),
+        ("5 + 3 = 8.", False, "8", "it was cut at --max-new-tokens"),
+        ("", True, "8", "no delimiter"),
+        ("#####\n8", True, "8", "no reasoning before the delimiter"),
+        (" \n#####\n8", True, None, "no reasoning before the delimiter"),
+        ("5 + 3 = 8.\n#####\n", True, None, "no answer after the delimiter"),
+        ("5 + 3 = 8.\n##### \n", False, None, "no answer after the delimiter"),
+    ],
+)
+def test_a_trace_without_a_mask_says_why_and_the_others_show(
+    text, ended, answer, reason, micro, monkeypatch
+):
+    model, tokenizer = micro
+    says(monkeypatch, tokenizer, text, ended=ended)
+    requests = [Request(QUESTION, answer), Request(QUESTION, "24", REASONING)]
+    bad, good = explain.explain(model, tokenizer, requests, MaskConfig(steps=1))
+    assert reason in bad.failure and bad.saliency == [] and bad.probabilities == {}
+    assert good.failure == "" and len(good.saliency) == len(good.reasoning)
+    for form in (heat.terminal([bad, good]), heat.page([[bad, good]], {})):
+        assert bad.failure[:30] in form
+    json.dumps(heat.as_dict(bad), allow_nan=False)
+
+
+def test_a_cut_trace_with_its_answer_is_explained_and_says_so(micro, monkeypatch):
+    model, tokenizer = micro
+    says(monkeypatch, tokenizer, "5 ##### 8 ##### 8", ended=False)
+    found = explain.explain(model, tokenizer, [Request(QUESTION)], MaskConfig(steps=1))[0]
+    assert found.failure == "" and len(found.saliency) == len(found.reasoning)
+    assert found.notes == [
+        "the trace was cut at --max-new-tokens",
+        "2 delimiters: the first one splits the trace",
+    ]
+
+
+def test_hostile_reasoning_goes_through_the_model_and_comes_back(micro):
+    model, tokenizer = micro
+    text = "<script>alert('x')</script> \"\u202e مرحبا 👩‍👩‍👧 \x1b[31m\x00 <|eot_id|>\n5 = 5"
+    request = Request(QUESTION, "24", text)
+    found = explain.explain(model, tokenizer, [request], MaskConfig(steps=1))[0]
+    assert heat.text_of(found.reasoning) == text + "\n"
+    assert not any(piece.special for piece in found.reasoning)  # what is written stays text
+    assert [p.text for p in found.prompt][:2] == ["<|begin_of_text|>", "<|start_header_id|>"]
+    assert "\x1b" not in heat.terminal([found])
+    assert "<script>" not in heat.page([[found]], {})
+
+
+def test_a_sampled_special_token_is_named_and_no_part_of_the_text(micro):
+    _, tokenizer = micro
+    ids = [*tokenizer.encode("a"), tokenizer.bos_id, 10**6, *tokenizer.encode("é👍")]
+    found = explain.pieces(ids, tokenizer)
+    assert [p.text for p in found if p.special] == ["<|begin_of_text|>", "<id 1000000>"]
+    assert heat.text_of(found) == "aé👍" and [p.id for p in found] == ids
+
+
+# -------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_shows_a_given_trace_and_writes_both_files(tmp_path, capsys):
+    page, numbers = tmp_path / "out.html", tmp_path / "out.json"
+    page.write_text("old")
+    given = ["--question", QUESTION, "--reasoning", REASONING, "--answer", "24"]
+    printed = command(capsys, *given, "--html", page, "--json", numbers)
+    assert "(the gold answer)" in printed and "given, not sampled" in printed
+    assert re.search(r"suppressed \S+%  restored \S+%  unmasked >?\d", printed)
+    assert "\x1b" not in printed  # not a terminal
+    assert page.read_text().startswith("<!doctype html>") and QUESTION in page.read_text()
+    result = json.loads(numbers.read_text())
+    assert result["settings"]["mask_steps"] == 2 and result["settings"]["mask_lr"] == 0.1
+    assert result["settings"]["seed"] == 0
+    assert result["scale"] == {"kind": "mask", "limit": 1.0, "levels": 10}
+    trace = result["questions"][0][0]
+    assert "".join(t["text"] for t in trace["reasoning"]) == REASONING + "\n"
+    assert len(trace["losses"]) == 3 and set(trace["probabilities"]) == {
+        "suppressed", "restored", "unmasked",
+    }  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == [page, numbers]
+
+
+def test_a_file_of_questions_and_a_second_checkpoint(tmp_path, capsys, micro):
+    twin = tmp_path / "twin"
+    twin.symlink_to(ROOT / "data/micro")
+    lines = [{"question": OTHER}, {"question": QUESTION, "answer": 24, "reasoning": REASONING}]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    numbers = tmp_path / "out.json"
+    printed = command(capsys, "--questions", questions, "--compare", twin, "--json", numbers,
+                      "--saliency", "attribution", "--temperature", "0")  # fmt: skip
+    assert printed.count("question   ") == 2
+    assert printed.count("checkpoint ") == 4 and f"checkpoint {twin}"[:40] in printed
+    pairs = json.loads(numbers.read_text())["questions"]
+    assert [pair[0]["question"] for pair in pairs] == [OTHER, QUESTION]
+    for left, right in pairs:
+        assert left["label"] != right["label"] == str(twin)
+        assert left["reasoning"] == right["reasoning"]  # the same weights
+    plain = tmp_path / "questions.txt"
+    plain.write_text(f"{OTHER}\r\n\r\n{OTHER}\r\n")
+    assert command(capsys, "--questions", plain).count("question   ") == 2
+
+
+def test_the_same_seed_gives_the_same_trace_and_another_another(micro):
+    model, tokenizer = micro
+    traces = [
+        explain.explain(model, tokenizer, [Request(QUESTION)], MaskConfig(steps=1), seed=seed)[0]
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert traces[0] == traces[1]
+    assert len({tuple(trace.reasoning) for trace in traces}) > 1
+    assert [p.id for p in traces[0].prompt] == tokenizer.encode_prompt(
+        instruction("micro", QUESTION)
+    )
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "coloured"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": ""}, True),  # no-color.org: present and not empty
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+    ],
+)
+def test_colour_is_for_terminals_without_no_color(
+    terminal, environment, coloured, monkeypatch, capsys
+):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    one = heat.HeatMap(
+        "m", "q", "mask", [], [heat.Piece(1, "x")], [], [], [], "", [0.5], {}, [], []
+    )
+    explain.show([[one]], "mask")
+    assert ("\x1b[" in capsys.readouterr().out) == coloured
+
+
+def test_an_output_without_unicode_still_shows(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    explain.show([[heat.HeatMap("é", "→ 👍", "mask", *[[]] * 5, "", [], {}, [], [])]], "mask")
+    assert b"\\u2192 \\U0001f44d" in out.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model", "nowhere", "--question", "Why?"], "error: --model nowhere"),
+        ([*SMALL, "--question", "Why?", "--compare", "nowhere"], "error: --compare nowhere"),
+        ([*SMALL, "--question", " "], "error: --question: needs text"),
+        ([*SMALL, "--question", "a\udc80"], "--question: is not valid text"),
+        ([*SMALL], "--question"),
+        ([*SMALL, "--question", "Why?", "--questions", "file"], "--questions"),
+        ([*SMALL, "--questions", "nowhere.txt"], "--questions nowhere.txt: cannot be read"),
+        ([*SMALL, "--questions", "."], "--questions .: cannot be read"),
+        ([*SMALL, "--questions", "README.md", "--answer", "8"], "go with --question"),
+        ([*SMALL, "--question", "Why?", "--reasoning", "So."], "--reasoning without --answer"),
+        ([*SMALL, "--question", "Why?", "--reasoning", " ", "--answer", "8"], "--reasoning: needs"),
+        ([*SMALL, "--question", "Why?", "--answer", ""], "--answer: needs text"),
+        ([*SMALL, "--question", "Why?", "--answer", ","], "--answer: give a number"),
+        (
+            [*SMALL, "--question", "Why?", "--reasoning", "a ##### 8", "--answer", "8"],
+            "--reasoning: holds the delimiter",
+        ),
+        ([*SMALL, "--question", "Why?", "--html", "."], "--html .: is a folder"),
+        ([*SMALL, "--question", "Why?", "--json", "no/x"], "--json no/x: there is no folder"),
+        ([*SMALL, "--question", "Why?", "--json", "x", "--html", "./x"], "--json x: the same file"),
+        ([*SMALL, "--question", "Why?", "--compare", ROOT / "data/micro"], "the same as --model"),
+        ([*SMALL, "--question", "Why?", "--mask-steps", "0"], "--mask-steps 0"),
+        ([*SMALL, "--question", "Why?", "--temperature", "nan"], "--temperature nan"),
+        ([*SMALL, "--question", "Why?", "--seed", "-1"], "--seed -1"),
+        ([*SMALL, "--question", "Why?", "--device", "cuda:99"], "--device cuda:99"),
+        ([*SMALL, "--question", "Why?", "--saliency", "loud"], "--saliency"),
+    ],
+)
+def test_bad_input_gets_a_sentence(arguments, named, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(explain, "generate", lambda *_: pytest.fail("sampled"))
+    monkeypatch.chdir(tmp_path)
+    printed = refused(capsys, *arguments)
+    assert named in printed and "Traceback" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "holds no question"),
+        (b"\n \n", "holds no question"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b'{"question": "Why?"}\n{"question": \n', "line 2: is not valid JSON"),
+        (b'{"question": "Why?"}\nWhy?\n', "line 2: is not valid JSON"),
+        (b'\n{"answer": 5}', "line 2: question: needs text"),
+        (b'{"question": 5}', "line 1: question: needs text"),
+        (b'{"question": "Why?", "answer": true}', "line 1: answer: needs text"),
+        (b'{"question": "Why?", "answer": "a\\nb"}', "line 1: answer: give a number"),
+        (b'{"question": "Why?", "reasoning": "So"}', "line 1: reasoning: needs an answer"),
+        (b'{"question": "\\ud800"}', "line 1: question: is not valid text"),
+        (b"{" * 5000, "line 1: is not valid JSON"),
+    ],
+)
+def test_a_bad_line_is_named(content, named, tmp_path, capsys):
+    questions = tmp_path / "questions"
+    questions.write_bytes(content)
+    assert f"error: --questions {questions}" in refused(capsys, *SMALL, "--questions", questions)
+    assert named in refused(capsys, *SMALL, "--questions", questions)
+
+
+def test_json_lines_that_are_no_objects_are_refused(tmp_path, capsys):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('"Why?"\n')
+    assert "line 1: needs an object" in refused(capsys, *SMALL, "--questions", questions)
+
+
+def test_nothing_explained_is_an_error_after_the_trace_is_shown(micro, monkeypatch, capsys):
+    says(monkeypatch, micro[1], "5 + 3 = 8.")
+    printed = refused(capsys, *SMALL, "--question", "Why?")
+    assert "no map     no delimiter" in printed and "5 + 3 = 8." in printed
+    assert "error: no trace could be explained" in printed
+
+
+def test_a_failed_write_names_the_flag_and_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "out.json"
+    target.write_text("old")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(ValueError, match=r"--json .*out.json: cannot be written \(No space"):
+            explain.write("json", str(target), "new")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    explain.write("json", str(link), "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    explain.write("json", os.devnull, "gone")
+    assert not Path(os.devnull).is_file()
+
+
+def test_atman_is_the_command_and_a_refusal_has_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "atman.py", "--model", "nowhere", "--question", "Why?"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: --model nowhere")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_given_trace_is_split_where_it_was_joined(micro):
+    """Reasoning that ends in hashes, or holds six of them, does not move the delimiter."""
+    _, tokenizer = micro
+    for reasoning in ("So #", "a ###### b", "5 = 5.", "x\n####"):
+        request = Request(QUESTION, "-5", reasoning)
+        case = explain.make_case(request, [1], None, tokenizer)
+        assert tokenizer.decode(case.trace.reasoning + case.delimiter + case.answer) == (
+            f"{reasoning}\n#####\n-5"
+        )
+        assert case.failure == "" and tokenizer.decode(case.answer) == "-5"
+        assert case.trace == split_trace(
+            [*case.trace.reasoning, *case.trace.delimiter, *case.trace.answer], tokenizer
+        )
