@@ -1,40 +1,85 @@
-"""Evaluation: what a checkpoint answers, and what its reasoning is made of (Table 1).
+"""Evaluation: what checkpoints answer, and how faithful their reasoning is.
 
     python eval.py --model data/micro                          # held-out problems of the micro task
-    python eval.py --model runs/NAME/checkpoint --compare data/micro --limit 300
-    python eval.py --model meta-llama/Llama-3.2-3B-Instruct --dataset gsm8k --limit 500
+    python eval.py --model data/micro --compare RUN_A RUN_B --limit 100 --out DIR
+    python eval.py --model DIR --faithfulness off              # accuracy and Table 1 alone
+    python eval.py --model meta-llama/Llama-3.2-3B-Instruct --dataset gsm8k
 
-Every problem is sampled `--samples` times at temperature 1 (the paper: four). pass@k is the chance
-that at least one of k samples is right, without bias from n >= k samples. A trace is what stands
-before the delimiter; shares of words are of all its spaCy tokens but white space, pooled over
-traces, and categories may overlap ("two" is a stop word and a number).
+Every problem is sampled `--samples` times at temperature 1 (the paper: four). Then come, with 95%
+intervals from a bootstrap over questions: Table 1 (table1.py); how far each model relies on its
+reasoning, and whether its saliency map is right (faithfulness.py); and for two checkpoints or more
+all paired differences, at their own lengths and at matched length (compare.py).
 
-On the micro task, where it is known which tokens compute the answer, the saliency of each token is
-scored against that truth: AUROC per trace, one correct trace a question, ties averaged.
+With --out every finished batch is kept, and the same command goes on after an interruption. In the
+end DIR/results.json holds:
+
+    command, arguments, versions, seeds
+    fractions, top_shares   faithfulness.FRACTIONS and TOP_SHARES
+    models: name ->
+        checkpoint      the directory that was read
+        summary         Table 1 as plain numbers
+        measures        name -> {value, low, high, questions}; compare.py lists the names
+        per_question    name -> {problem's id: value}
+        records         a row per sample, see `evaluate`
+        reliance        a row per valid sample: id, sample, length, same (for each of
+                        FRACTIONS), necessity, direct, corruption; None where not measurable
+        map             a row per trace whose map was tested: id, sample, length, probability,
+                        comprehensiveness and sufficiency (ranking -> a loss for each of
+                        TOP_SHARES), auroc (column -> ranking -> area; micro), unlabelled (micro),
+                        scores (mask and attribution of each reasoning token)
+    pairs: a list of {before, after (names), own: name -> {value, low, high, questions},
+        matched: {tolerance, traces: [id, sample before, sample after], map_traces: the same,
+                  before, after (measures on these), differences}}
 """
 
 import argparse
+import importlib.metadata
+import itertools
 import json
 import math
 import os
+import platform
+import shlex
 import sys
+import time
 import zlib
 from pathlib import Path
 
-import numpy as np
-import spacy
-
-from atman import MaskConfig, optimize_masks, token_saliency
-from data import DATASETS, instruction, load_problems, micro_task
+import bootstrap
+from atman import MaskConfig
+from compare import (
+    Arm,
+    compare_arms,
+    difference_table,
+    first_correct,
+    map_table,
+    matched_traces,
+    measures,
+    reliance_table,
+)
+from data import DATASETS, instruction, load_problems
 from data.prompts import Tokenizer
-from data.traces import gold_tail, reasoning_spans, split_trace
+from data.traces import split_trace
+from faithfulness import (
+    FRACTIONS,
+    TOP_SHARES,
+    Case,
+    Erased,
+    corruption,
+    erasure,
+    knockout,
+    label_areas,
+    rankings,
+    truncation,
+)
 from grpo import generate
 from hub import checkpoint_directory
+from journal import Journal
 from model import Llama, LlamaConfig
 from ranks import Progress, pick_device
+from table1 import counts_by_text, describe_spacy, load_spacy, summarize, table
 
-# What counts as a symbol, beside currency marks, where blank English has no tagger.
-OPERATORS = set("+-*/=<>^%×÷−±≤≥≠≈")
+MAP_BATCH = 8  # traces whose masks are learned together: neighbours in length, little padding
 
 
 def evaluate(
@@ -54,9 +99,9 @@ def evaluate(
 
     A record holds id, question, gold, sample (its number), text (reasoning as text), reasoning and
     completion (ids), number (the parsed answer, a letter where gold is one, or None), correct,
-    truncated, no_delimiter, and subject where problems have one. Each sample draws from (seed,
-    problem's id, sample), whatever the batch or the other problems. progress is called with the
-    number of samples done.
+    valid (data.traces.Trace), truncated, no_delimiter, and subject where problems have one. Each
+    sample draws from (seed, problem's id, sample), whatever the batch or the other problems.
+    progress is called with the number of samples done.
     """
     jobs = [(place, sample) for place in range(len(problems)) for sample in range(samples)]
     prompts = [tokenizer.encode_prompt(instruction(dataset, p.question)) for p in problems]
@@ -85,6 +130,7 @@ def evaluate(
                     "completion": completion,
                     "number": trace.parsed(problem.answer),
                     "correct": trace.correct(problem.answer),
+                    "valid": trace.valid,
                     "truncated": trace.truncated,
                     "no_delimiter": not trace.delimiter,
                     **({"subject": problem.subject} if problem.subject else {}),
@@ -93,127 +139,322 @@ def evaluate(
     return records
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, hold a right one.
-
-    The unbiased estimate of Chen et al. 2021 (Codex), from `correct` right ones in `samples`.
-    """
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def word_counts(texts, pipeline) -> dict[str, int]:
-    """Table 1's counts over all texts: tokens (without white space), numbers, stop_words, symbols.
-
-    With a trained tagger: pos NUM and SYM. Blank English has none, so its lexical attributes stand
-    in: like_num, and currency marks or arithmetic operators.
-    """
-    counts = dict.fromkeys(("tokens", "numbers", "stop_words", "symbols"), 0)
-    for doc in pipeline.pipe(texts):
-        tagged = doc.has_annotation("POS")
-        for token in doc:
-            if token.is_space:
-                continue
-            counts["tokens"] += 1
-            counts["stop_words"] += token.is_stop
-            if tagged:
-                counts["numbers"] += token.pos_ == "NUM"
-                counts["symbols"] += token.pos_ == "SYM"
-            else:
-                counts["numbers"] += token.like_num
-                counts["symbols"] += token.is_currency or token.text in OPERATORS
-    return counts
-
-
-def load_spacy(name: str | None):
-    """A trained spaCy pipeline by name or path, or blank English. ValueError when it is absent."""
-    if name is None:
-        return spacy.blank("en")
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Accuracy, Table 1 and the faithfulness of the reasoning of one or more "
+        "checkpoints on the same problems, with intervals and paired differences.",
+    )
+    limits = "; ".join(f"{name}: {entry.max_new_tokens}" for name, entry in DATASETS.items())
+    options = {  # name: (type, default, at least, help)
+        "limit": (int, None, 1, "number of problems, drawn with a fixed seed; by default 500, "
+                  "or the first 300 of micro"),
+        "samples": (int, 4, 1, "samples per problem"),
+        "temperature": (float, 1.0, 0, "0 is greedy"),
+        "max-new-tokens": (int, None, 1, f"longest completion, by default {limits}"),
+        "batch-size": (int, 256, 1, "samples decoded together"),
+        "mask-steps": (int, 200, 1, "steps of the masks whose map is tested; the paper: 200"),
+        "mask-sparsity": (float, 0.0, 0, "above 0: test a mask learned with this sparsity too"),
+        "matched": (float, 0.1, 0, "how far apart two traces of matched length may be, a share of "
+                    "the longer one (3 tokens are always near enough)"),
+        "bootstrap": (int, bootstrap.DRAWS, 1, "draws behind each interval"),
+        "spacy-model": (str, None, None, "trained spaCy pipeline, by default blank English"),
+        "seed": (int, 0, 0, "of the sampling, the changed numbers and the bootstrap"),
+        "device": (str, None, None, "cpu or cuda, by default cuda where there is one"),
+        "data-dir": (str, None, None, "folder with the dataset's files"),
+        "out": (str, None, None, "folder for results.json; an evaluation cut short goes on there"),
+    }  # fmt: skip
+    parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        default=[],
+        metavar="DIR",
+        help="checkpoints to compare it with, first in the table",
+    )
+    parser.add_argument(
+        "--dataset", choices=DATASETS, default="micro", help="which problems (default: micro)"
+    )
+    splits = "; ".join(f"{name}: {', '.join(entry.splits)}" for name, entry in DATASETS.items())
+    parser.add_argument(
+        "--split",
+        default="heldout",
+        help=f"heldout (the default) is the test file of GSM8K and MMLU; {splits}",
+    )
+    parser.add_argument(
+        "--faithfulness",
+        choices=("on", "off"),
+        default="on",
+        help="whether to measure it, or only accuracy and Table 1 (default: on)",
+    )
+    for name, (kind, default, _, text) in options.items():
+        text += "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    args = parser.parse_args()
+    for name, (_, _, least, _) in options.items():
+        value = getattr(args, name.replace("-", "_"))
+        if None not in (least, value) and not least <= value < math.inf:
+            parser.error(f"--{name} {value}: must be a number of at least {least}")
     try:
-        return spacy.load(name)
-    except OSError:
-        raise ValueError(
-            f"--spacy-model {name}: no such pipeline; get it with `python -m spacy download {name}`"
-            " or leave the flag out for blank English"
-        ) from None
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        kept = "the same command goes on from here" if args.out else "nothing is kept without --out"
+        sys.exit(f"interrupted; {kept}")
 
 
-def summarize(records: list[dict], pipeline) -> dict:
-    """Table 1 from evaluate's records: pass@1, pass@k, mean lengths in tokens, word shares.
+def run(args: argparse.Namespace) -> None:
+    device = pick_device(args.device)
+    pipeline = load_spacy(args.spacy_model)
+    args.limit = args.limit or (300 if args.dataset == "micro" else 500)
+    problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
+    args.max_new_tokens = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens[args.split]
+    directories = {name: checkpoint_directory(name, "--compare") for name in args.compare}
+    directories[args.model] = checkpoint_directory(args.model)
+    tokenizers = {name: Tokenizer.from_directory(path) for name, path in directories.items()}
+    for name, directory in directories.items():  # all of them, before the first is sampled
+        tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
+    if args.out:  # before the work, not after it
+        make_folder(Path(args.out))
+    journal = Journal(args.out and Path(args.out), journal_settings(args, directories))
 
-    pass@1 counts every problem alike (micro average). Where all records have a subject, macro
-    pass@1 is the mean over subjects of pass@1 in each, so that a large one counts no more.
-    """
-    by_problem: dict[str, list[bool]] = {}
-    lengths: dict[str, list[int]] = {}
-    subject_of = {record["id"]: record.get("subject") for record in records}
-    for record in records:
-        by_problem.setdefault(record["id"], []).append(record["correct"])
-        lengths.setdefault(record["id"], []).append(len(record["reasoning"]))
-    samples = min(len(row) for row in by_problem.values())
-    k = min(4, samples)
-    words = word_counts([record["text"] for record in records], pipeline)
+    def stage(work, name, *inputs):
+        model = Llama.from_pretrained(directories[name], device=device)
+        bar = Progress(name)
+        try:
+            return work(model, tokenizers[name], *inputs, args, journal, name, bar)
+        finally:
+            bar.close()
 
-    def mean(values):
-        return float(np.mean(list(values)))
+    def describe(ratios):
+        return measures(ratios, args.bootstrap, args.seed)
 
-    summary = {"problems": len(by_problem), "samples": samples}
-    summary["pass@1"] = mean(mean(row) for row in by_problem.values())
-    if all(subject_of.values()):
-        by_subject: dict[str, list[float]] = {}
-        for problem, row in by_problem.items():
-            by_subject.setdefault(subject_of[problem], []).append(mean(row))
-        summary["macro pass@1"] = mean(mean(shares) for shares in by_subject.values())
-    summary[f"pass@{k}"] = mean(pass_at_k(len(r), sum(r), k) for r in by_problem.values())
-    summary["tokens"] = mean(len(record["reasoning"]) for record in records)
-    summary["tokens_spread"] = mean(np.std(row) for row in lengths.values())
-    summary["spacy_tokens"] = words["tokens"] / len(records)
-    for kind in ("numbers", "stop_words", "symbols"):
-        summary[kind] = words[kind] / max(words["tokens"], 1)
-    summary["truncated"] = mean(record["truncated"] for record in records)
-    summary["no_delimiter"] = mean(record["no_delimiter"] for record in records)
-    return summary
+    arms: dict[str, Arm] = {}
+    columns, intervals = {}, {}
+    for name in directories:  # answers and Table 1 of every arm first: they take the least time
+        records = stage(sample, name, problems)
+        words = counts_by_text([record["text"] for record in records], pipeline)
+        arms[name] = Arm(records, words)
+        columns[name] = summarize(records, pipeline)
+        intervals[name] = describe(arms[name].own())
+        if len(directories) > 1:
+            say(headline(name, intervals[name]))
+    say(table(columns, pipeline, intervals))
+
+    pairs = [
+        (before, after, matched_traces(arms[before], arms[after], args.matched))
+        for before, after in itertools.combinations(arms, 2)
+    ]
+    if args.faithfulness == "on":
+        for name, arm in arms.items():
+            arm.reliance = stage(measure_reliance, name, arm)
+            say(reliance_table({name: describe(arm.own())}))
+            # The maps of matched pairs beside the arm's own.
+            keys = set(first_correct(arm.records))
+            keys |= {pair[0] for before, _, (_, maps) in pairs for pair in maps if before == name}
+            keys |= {pair[1] for _, after, (_, maps) in pairs for pair in maps if after == name}
+            arm.map = stage(measure_maps, name, arm, keys)
+            intervals[name] = describe(arm.own())
+            say(map_table(name, intervals[name]))
+        if len(arms) > 1:
+            say(reliance_table(intervals))
+
+    compared = []
+    for before, after, traces in pairs:
+        result = compare_arms(arms[before], arms[after], traces, args.bootstrap, args.seed)
+        result["matched"]["tolerance"] = args.matched
+        compared.append({"before": before, "after": after} | result)
+        say(difference_table(before, after, result, describe_spacy(pipeline)))
+    if args.out:
+        models = {
+            name: {"checkpoint": str(directories[name]), "summary": columns[name]}
+            | {"measures": intervals[name]} | arm_results(arm)
+            for name, arm in arms.items()
+        }  # fmt: skip
+        path = Path(args.out) / "results.json"
+        beside = path.with_suffix(".tmp")
+        beside.write_text(
+            json.dumps(about(args, pipeline) | {"models": models, "pairs": compared}, indent=1)
+        )
+        os.replace(beside, path)  # whole or not at all
+        journal.finish()
+        print(f"wrote {path}")
 
 
-ROWS = {  # key: (label, is a share)
-    "pass@1": ("accuracy (pass@1)", True),
-    "macro pass@1": ("  mean of subjects", True),
-    "pass@2": ("pass@2", True),
-    "pass@3": ("pass@3", True),
-    "pass@4": ("pass@4", True),
-    "tokens": ("tokens per trace", False),
-    "tokens_spread": ("  spread in a question", False),
-    "spacy_tokens": ("spaCy tokens per trace", False),
-    "numbers": ("numbers", True),
-    "stop_words": ("stop words", True),
-    "symbols": ("symbols", True),
-    "truncated": ("cut at the limit", True),
-    "no_delimiter": ("no delimiter", True),
-}
+def arm_results(arm: Arm) -> dict:
+    """What results.json holds of an arm beside its summary and measures."""
+    per_question = {
+        key: {
+            problem: top / bottom if bottom else None for problem, (top, bottom) in ratios.items()
+        }
+        for key, ratios in arm.own().items()
+    }
+    return {
+        "per_question": per_question,
+        "records": arm.records,
+        "reliance": list(arm.reliance.values()),
+        "map": list(arm.map.values()),
+    }
 
 
-def table(columns: dict[str, dict], pipeline) -> str:
-    """Summaries side by side as text; with two or more, the last column's change from the first."""
-    first, last = next(iter(columns.values())), list(columns.values())[-1]
-    tagged = "a trained tagger" if pipeline.pipe_names else "blank English's lexical attributes"
-    width = max(12, *(len(name) + 2 for name in columns))
-    lines = [f"{first['problems']} problems x {first['samples']} samples; numbers, stop words and "
-             f"symbols by spaCy, {tagged}"]  # fmt: skip
-    lines.append(" " * 24 + "".join(f"{name:>{width}}" for name in columns)
-                 + (f"{'change':>12}" if len(columns) > 1 else ""))  # fmt: skip
-    for key, (label, share) in ROWS.items():
-        if key not in first:
+def headline(name: str, found: dict[str, dict]) -> str:
+    """What is known of an arm first, in a line."""
+    passes = [key for key in found if key.startswith("pass@")]
+    parts = [f"{key} {100 * found[key]['value']:.1f}%" for key in passes]
+    return f"{name}: {', '.join(parts)}, {found['tokens']['value']:.1f} tokens per trace"
+
+
+def say(text: str) -> None:
+    print(text + "\n", flush=True)
+
+
+def about(args, pipeline) -> dict:
+    """What was run, with what."""
+    packages = ("torch", "numpy", "spacy", "tokenizers")
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "arguments": vars(args),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+            "spacy_pipeline": describe_spacy(pipeline),
+        },
+        "seeds": {"sampling": args.seed, "bootstrap": args.seed, "problems": 0},
+        "fractions": FRACTIONS,
+        "top_shares": TOP_SHARES,
+    }
+
+
+def journal_settings(args, directories) -> dict:
+    """What the rows of an interrupted evaluation depend on, by flag."""
+    free = {"out", "batch_size", "matched", "bootstrap", "spacy_model", "faithfulness"}
+    settings = {
+        f"--{name.replace('_', '-')}": value for name, value in vars(args).items()
+        if name not in free
+    }  # fmt: skip
+    for name, directory in directories.items():
+        files = [file.stat() for file in sorted(Path(directory).glob("*.safetensors"))]
+        written = time.strftime(
+            "%Y-%m-%d %H:%M:%S", time.gmtime(max((f.st_mtime for f in files), default=0))
+        )
+        size = sum(file.st_size for file in files)
+        settings[f"weights in {name} of"] = f"{written} UTC, {size} bytes"
+    return settings
+
+
+def sample(model, tokenizer, problems, args, journal, name, bar) -> list[dict]:
+    """evaluate's records of all problems, a batch at a time, those that are kept already apart."""
+    done = journal.rows("sampling", name)
+    count = bar.phase("sampling", len(problems) * args.samples)
+    per_batch = max(1, args.batch_size // args.samples)
+    keys = [(problem.id, n) for problem in problems for n in range(args.samples)]
+    for start in range(0, len(problems), per_batch):
+        batch = problems[start : start + per_batch]
+        if all((problem.id, n) in done for problem in batch for n in range(args.samples)):
+            count(len(batch) * args.samples)
             continue
-        line = f"{label:<24}"
-        for summary in columns.values():
-            line += f"{summary[key]:>{width}.1%}" if share else f"{summary[key]:>{width}.1f}"
-        if len(columns) > 1 and key in last:
-            difference = last[key] - first[key]
-            if "pass@" in key or key in ("truncated", "no_delimiter"):
-                line += f"{100 * difference:>+8.1f} pts"
-            elif first[key]:
-                line += f"{difference / first[key]:>+12.0%}"
-        lines.append(line)
-    return "\n".join(lines)
+        records = evaluate(
+            model,
+            tokenizer,
+            batch,
+            args.dataset,
+            samples=args.samples,
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=count,
+        )
+        journal.add("sampling", name, records)
+    return [done[key] for key in keys]
+
+
+def make_case(record, tokenizer, args) -> Case:
+    """A record as the measures of faithfulness take it."""
+    prompt = tokenizer.encode_prompt(instruction(args.dataset, record["question"]))
+    seed = (args.seed, zlib.crc32(record["id"].encode()), record["sample"])
+    trace = split_trace(record["completion"], tokenizer)
+    return Case(prompt, record["question"], trace, record["gold"], seed)
+
+
+def in_batches(rows: list[dict], size: int):
+    """Records in batches of neighbours in length: less padding."""
+    rows = sorted(rows, key=lambda row: len(row["completion"]))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def measure_reliance(model, tokenizer, arm, args, journal, name, bar) -> dict:
+    """Truncation, knockout and corruption of every valid sample."""
+    done = journal.rows("reliance", name)
+    records = [r for r in arm.records if r["valid"]]
+    count = bar.phase("reliance", len(records), unit="trace")
+    for batch in in_batches(records, max(1, args.batch_size // 8)):
+        if any((r["id"], r["sample"]) not in done for r in batch):
+            cases = [make_case(record, tokenizer, args) for record in batch]
+            found = zip(
+                batch,
+                truncation(model, tokenizer, cases),
+                knockout(model, tokenizer, cases),
+                corruption(model, tokenizer, cases, args.max_new_tokens),
+                strict=True,
+            )
+            unknown = {"necessity": None, "direct": None}
+            rows = [
+                {"id": r["id"], "sample": r["sample"], "length": len(r["reasoning"]),
+                 "same": same, **(moved or unknown), "corruption": changed}
+                for r, same, moved, changed in found
+            ]  # fmt: skip
+            journal.add("reliance", name, rows)
+        count(len(batch))
+    return done
+
+
+def measure_maps(model, tokenizer, arm, keys, args, journal, name, bar) -> dict:
+    """Rankings of the tokens of the given correct traces, and how right they are."""
+    plain = MaskConfig(steps=args.mask_steps)
+    configs = {"mask": (plain, "mask"), "attribution": (plain, "attribution")}
+    if args.mask_sparsity:
+        sparse = MaskConfig(steps=args.mask_steps, sparsity=args.mask_sparsity)
+        configs[f"mask, sparsity {args.mask_sparsity:g}"] = (sparse, "mask")
+    steps = args.mask_steps * len({config for config, _ in configs.values()})
+
+    done = journal.rows("map", name)
+    records = [r for r in arm.records if (r["id"], r["sample"]) in keys]
+    count = bar.phase("map", steps * len(records), unit="mask step")
+    for batch in in_batches(records, MAP_BATCH):
+        todo = [r for r in batch if (r["id"], r["sample"]) not in done]
+        count(steps * (len(batch) - len(todo)))
+        if not todo:
+            continue
+        cases = [make_case(record, tokenizer, args) for record in todo]
+        erased = Erased(model, tokenizer, cases)
+        scores = rankings(model, tokenizer, cases, configs, erased, count)
+        rows = []
+        found = zip(todo, cases, scores, erasure(erased, cases, scores), strict=True)
+        for r, case, by_ranking, losses in found:
+            row = {"id": r["id"], "sample": r["sample"], "length": len(r["reasoning"]), **losses}
+            if args.dataset == "micro":
+                areas = label_areas(case, tokenizer, by_ranking)
+                row["unlabelled"] = areas.pop("unlabelled")
+                row["auroc"] = areas
+            row["scores"] = {
+                kind: [float(f"{score:.5g}") for score in by_ranking[kind]]
+                for kind in ("mask", "attribution")
+            }
+            rows.append(row)
+        journal.add("map", name, rows)
+    return {key: done[key] for key in sorted(keys)}
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder to write to. ValueError naming --out when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--out {folder}: cannot be made ({reason}); name another") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {folder}: may not be written to; name another")
 
 
 def curves(history: list[dict], path: Path) -> None:
@@ -248,218 +489,6 @@ def curves(history: list[dict], path: Path) -> None:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def auroc(scores, labels) -> float | None:
-    """Area under the ROC curve, ties counted half; None when only one class is there."""
-    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
-    positive, negative = scores[labels][:, None], scores[~labels]
-    if not len(positive) or not len(negative):
-        return None
-    return float(((positive > negative) + 0.5 * (positive == negative)).mean())
-
-
-def mean_and_half_width(values: list[float]) -> tuple[float, float, int]:
-    """Mean, half the width of its 95% interval (normal approximation), and how many."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan, len(values)
-    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values)), float(half), len(values)
-
-
-def map_auroc(model, tokenizer, records, dataset, saliencies, progress=None) -> dict:
-    """How well token saliency tells computing from decorating tokens on micro traces.
-
-    records: of `evaluate`; one correct trace a question is used. saliencies: name ->
-    (MaskConfig, kind). Returns "unrecognised" -> the share of characters without a label, and
-    name -> {"all tokens" and "no punctuation" -> (mean AUROC, its 95% interval's half width,
-    traces)}. Punctuation is told apart because it is decoration by definition, yet a model may
-    gather its result on the full stop after an equation, and in terse traces nothing else
-    decorates. progress is called with the mask steps done.
-    """
-    chosen = {}
-    for record in records:
-        if record["correct"] and record["reasoning"]:
-            chosen.setdefault(record["id"], record)
-    # Neighbours in length share a batch: less padding.
-    chosen = sorted(chosen.values(), key=lambda record: len(record["completion"]))
-    labels, is_word, text_of_all, marks = [], [], "", []
-    for record in chosen:
-        text, spans = reasoning_spans(record["reasoning"], tokenizer)
-        labels.append(np.array(micro_task.token_labels(text, record["number"], spans)))
-        is_word.append(np.array([text[a:b].strip().strip(".,:;?!") != "" for a, b in spans]))
-        marks += micro_task.label_characters(text, record["number"])
-        text_of_all += text
-    results = {"unrecognised": micro_task.unrecognised_share(text_of_all, marks)}
-    masks: dict = {}  # mask and attribution are read off the same optimisation
-    for name, (config, kind) in saliencies.items():
-        areas = {"all tokens": [], "no punctuation": []}
-        for start in range(0, len(chosen), 16):
-            batch = slice(start, start + 16)
-            if (config, start) not in masks:
-                rows = chosen[batch]
-                masks[config, start] = optimize_traces(
-                    model,
-                    tokenizer,
-                    [tokenizer.encode_prompt(instruction(dataset, r["question"])) for r in rows],
-                    [split_trace(r["completion"], tokenizer) for r in rows],
-                    [r["gold"] for r in rows],
-                    config,
-                    progress,
-                )
-            tokens = token_saliency(masks[config, start], config, kind)
-            for scores, label, word in zip(tokens, labels[batch], is_word[batch], strict=True):
-                known = label != micro_task.UNRECOGNISED
-                for which, used in (("all tokens", known), ("no punctuation", known & word)):
-                    area = auroc(scores.cpu().numpy()[used], label[used] == micro_task.COMPUTING)
-                    areas[which] += [] if area is None else [area]
-        results[name] = {which: mean_and_half_width(found) for which, found in areas.items()}
-    return results
-
-
-def optimize_traces(model, tokenizer, prompts, traces, golds, config, progress=None, prefill=None):
-    """The masks of sampled traces that have a delimiter: a MaskResult.
-
-    The gold answer stands in place of the sampled one, for wrong traces too (Eq. 2).
-    """
-    tails = [gold_tail(trace, gold, tokenizer) for trace, gold in zip(traces, golds, strict=True)]
-    return optimize_masks(
-        model,
-        prompts,
-        [trace.reasoning for trace in traces],
-        [delimiter for delimiter, _ in tails],
-        [answer for _, answer in tails],
-        config,
-        progress,
-        prefill,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Accuracy, pass@k and the composition of the reasoning of one or more "
-        "checkpoints on the same problems.",
-    )
-    limits = "; ".join(f"{name}: {entry.max_new_tokens}" for name, entry in DATASETS.items())
-    options = {  # name: (type, default, at least, help)
-        "limit": (int, 300, 1, "number of problems"),
-        "samples": (int, 4, 1, "samples per problem"),
-        "temperature": (float, 1.0, 0, "0 is greedy"),
-        "max-new-tokens": (int, None, 1, f"longest completion, by default {limits}"),
-        "batch-size": (int, 256, 1, "samples decoded together"),
-        "auroc-traces": (int, 64, 0, "micro: traces whose saliency is scored, 0 for none"),
-        "mask-sparsity": (float, 1e-3, 0, "sparsity of the sparse mask in that score"),
-        "spacy-model": (str, None, None, "trained spaCy pipeline, by default blank English"),
-        "seed": (int, 0, 0, "of the sampling"),
-        "device": (str, None, None, "cpu or cuda, by default cuda where there is one"),
-        "data-dir": (str, None, None, "folder with the dataset's files"),
-        "out": (str, None, None, "folder to write results.json to"),
-    }
-    parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
-    parser.add_argument(
-        "--compare",
-        nargs="*",
-        default=[],
-        metavar="DIR",
-        help="checkpoints to compare it with, first in the table",
-    )
-    parser.add_argument(
-        "--dataset", choices=DATASETS, default="micro", help="which problems (default: micro)"
-    )
-    splits = "; ".join(f"{name}: {', '.join(entry.splits)}" for name, entry in DATASETS.items())
-    parser.add_argument(
-        "--split",
-        default="heldout",
-        help=f"heldout (the default) is the test file of GSM8K and MMLU; {splits}",
-    )
-    for name, (kind, default, _, text) in options.items():
-        text += "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-    args = parser.parse_args()
-    for name, (_, _, least, _) in options.items():
-        value = getattr(args, name.replace("-", "_"))
-        if None not in (least, value) and not least <= value < math.inf:
-            parser.error(f"--{name} {value}: must be a number of at least {least}")
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-def run(args: argparse.Namespace) -> None:
-    device = pick_device(args.device)
-    pipeline = load_spacy(args.spacy_model)
-    problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
-    limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens[args.split]
-    directories = {name: checkpoint_directory(name, "--compare") for name in args.compare}
-    directories[args.model] = checkpoint_directory(args.model)
-    tokenizers = {name: Tokenizer.from_directory(path) for name, path in directories.items()}
-    for name, directory in directories.items():  # all of them, before the first is sampled
-        tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
-    if args.out:  # before the work, not after it
-        make_folder(Path(args.out))
-    columns, results = {}, {}
-    for name, directory in directories.items():
-        tokenizer = tokenizers[name]
-        model = Llama.from_pretrained(directory, device=device)
-        bar = Progress(name)
-        records = evaluate(
-            model,
-            tokenizer,
-            problems,
-            args.dataset,
-            samples=args.samples,
-            temperature=args.temperature,
-            max_new_tokens=limit,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            progress=bar.phase("sampling", len(problems) * args.samples),
-        )
-        bar.close()
-        columns[name] = summarize(records, pipeline)
-        results[name] = {"summary": columns[name], "records": records}
-        if args.dataset == "micro" and args.auroc_traces:
-            results[name]["auroc"] = report_auroc(model, tokenizer, records, name, args)
-    print(table(columns, pipeline))
-    if args.out:
-        path = Path(args.out) / "results.json"
-        path.write_text(json.dumps({"arguments": vars(args), "models": results}, indent=1))
-        print(f"wrote {path}")
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder to write to. ValueError naming --out when that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"--out {folder}: cannot be made ({reason}); name another") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {folder}: may not be written to; name another")
-
-
-def report_auroc(model, tokenizer, records, name, args) -> dict:
-    """Print how the saliency map agrees with the micro task's labels."""
-    plain, sparse = MaskConfig(), MaskConfig(sparsity=args.mask_sparsity)
-    saliencies = {
-        "mask, restored": (plain, "mask"),
-        f"mask, restored, sparsity {args.mask_sparsity:g}": (sparse, "mask"),
-        "attribution": (plain, "attribution"),
-    }
-    ids = sorted({record["id"] for record in records if record["correct"]})[: args.auroc_traces]
-    records = [record for record in records if record["id"] in set(ids)]
-    bar = Progress(name)
-    count = bar.phase("masks for AUROC", (plain.steps + sparse.steps) * len(ids), unit="step")
-    scores = map_auroc(model, tokenizer, records, args.dataset, saliencies, count)
-    bar.close()
-    print(f"{name}: AUROC of token saliency, computing against decorating tokens "
-          f"({scores['unrecognised']:.1%} of characters unrecognised and left out)")  # fmt: skip
-    for key in saliencies:
-        line = f"  {key:<34}"
-        for which, (mean, half, traces) in scores[key].items():
-            line += f" {which} {mean:.2f} +- {half:.2f} ({traces} traces) "
-        print(line.rstrip())
-    return scores
 
 
 if __name__ == "__main__":

@@ -35,11 +35,13 @@ from cache import Prefill
 from data import DATASETS, Problem, instruction, load_problems
 from data.prompts import Tokenizer
 from data.traces import Trace, split_trace
-from eval import curves, evaluate, load_spacy, make_folder, optimize_traces, summarize, table
+from eval import curves, evaluate, make_folder
+from faithfulness import optimize_traces
 from grpo import generate, group_advantages, outcome_reward, update_policy
 from hub import checkpoint_directory
 from model import Llama
 from ranks import Progress, Ranks, pick_device
+from table1 import load_spacy, summarize, table
 
 
 def option(default, help, choices=None, least=None, above=None):  # noqa: A002

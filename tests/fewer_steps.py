@@ -32,7 +32,8 @@ from atman import MaskConfig, rollout_saliency, token_saliency
 from data import instruction, load_problems, micro_task
 from data.prompts import Tokenizer
 from data.traces import reasoning_spans, split_trace
-from eval import auroc, evaluate, mean_and_half_width, optimize_traces
+from eval import evaluate
+from faithfulness import auroc, optimize_traces
 from model import Llama
 from ranks import Progress
 
@@ -79,6 +80,14 @@ def kendall(x, y) -> float | None:
     x, y = (np.sign(np.subtract.outer(side, side)) for side in map(np.asarray, (x, y)))
     untied = math.sqrt((x * x).sum() * (y * y).sum())
     return float((x * y).sum() / untied) if untied else None
+
+
+def mean_and_half_width(values: list[float]) -> tuple[float, float, int]:
+    """Mean, half the width of its 95% interval (normal approximation), and how many."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan, len(values)
+    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(half), len(values)
 
 
 def sample(model, tokenizer, questions: int, rollouts: int, seed: int, bar: Progress) -> list[dict]:

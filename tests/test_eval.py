@@ -1,7 +1,6 @@
-"""pass@k, Table 1's counts, the table, AUROC, and spaCy with and without a tagger."""
+"""Sampling, pass@k, Table 1's counts, the table, and spaCy with and without a tagger."""
 
 import itertools
-import math
 
 import pytest
 import spacy
@@ -10,10 +9,11 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 import eval as evaluation
-from data import Problem, load_problems, micro_task
+from data import Problem, load_problems
 from data.prompts import Tokenizer
-from eval import auroc, evaluate, load_spacy, map_auroc, pass_at_k, summarize, table, word_counts
+from eval import evaluate, load_spacy, summarize, table
 from model import Llama
+from table1 import describe_spacy, pass_at_k, word_counts
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
@@ -21,16 +21,6 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
         draws = list(itertools.combinations([True] * correct + [False] * (5 - correct), 3))
         share = sum(any(draw) for draw in draws) / len(draws)
         assert pass_at_k(5, correct, 3) == pytest.approx(share)
-
-
-def test_auroc_counts_pairs_and_halves_ties():
-    scores, labels = [0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1]
-    pairs = [(p, n) for p, a in zip(scores, labels, strict=True) if a
-             for n, b in zip(scores, labels, strict=True) if not b]  # fmt: skip
-    by_hand = sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs)
-    assert auroc(scores, labels) == pytest.approx(by_hand) == pytest.approx(0.875)
-    assert auroc([1, 2], [1, 1]) is None
-    assert auroc([3, 3, 3], [1, 0, 1]) == 0.5
 
 
 def test_blank_english_counts_by_lexical_attributes():
@@ -82,6 +72,9 @@ def test_a_trained_pipeline_counts_parts_of_speech(tmp_path):
     # "=" is a symbol to the list of operators, not to this tagger, which learned it as a noun
     assert word_counts(["cats = dogs"], pipeline)["symbols"] == 0
     assert word_counts(["cats = dogs"], spacy.blank("en"))["symbols"] == 1
+    assert describe_spacy(pipeline) == "a trained tagger (en_pipeline 0.0.0)"
+    pipeline.disable_pipe("attribute_ruler")  # which turns tags into parts of speech
+    assert describe_spacy(pipeline) == "lexical attributes (en_pipeline 0.0.0 has no tagger)"
 
 
 def test_a_missing_pipeline_is_named():
@@ -195,32 +188,3 @@ def test_the_shipped_model_is_neither_hopeless_nor_perfect_and_varies_in_length(
         for lengths in [[len(r["reasoning"]) for r in records[n : n + 4]]]
     ]
     assert sum(spread) / len(spread) > 15
-
-
-def test_auroc_of_a_saliency_that_is_the_truth_is_one(micro, monkeypatch):
-    """With the labels themselves, and their opposite, in the place of saliency."""
-    model, tokenizer = micro
-    problems = load_problems("micro", "heldout", limit=6)
-    records = evaluate(model, tokenizer, problems, "micro", samples=2, max_new_tokens=192)
-    correct = {r["id"]: r for r in reversed(records) if r["correct"]}
-    by_length = sorted(correct.values(), key=lambda r: len(r["completion"]))
-
-    def truth(traces, config, kind):
-        assert [trace.reasoning for trace in traces] == [r["reasoning"] for r in by_length]
-        sign = 1.0 if kind == "truth" else -1.0
-        found = []
-        for trace in traces:
-            text, spans = evaluation.reasoning_spans(trace.reasoning, tokenizer)
-            labels = micro_task.token_labels(text, trace.number, spans)
-            found.append(sign * torch.tensor(labels).float())
-        return found
-
-    monkeypatch.setattr(evaluation, "optimize_traces", lambda m, t, p, traces, *rest: traces)
-    monkeypatch.setattr(evaluation, "token_saliency", truth)
-    scores = map_auroc(
-        model, tokenizer, records, "micro", {"right": (0, "truth"), "wrong": (0, "lie")}
-    )
-    for which, traces in (("all tokens", len(by_length)), ("no punctuation", 1)):
-        assert scores["right"][which][0] == 1.0 and scores["wrong"][which][0] == 0.0
-        assert traces <= scores["right"][which][2] <= len(by_length)
-        assert not math.isnan(scores["right"][which][1])

@@ -93,7 +93,7 @@ def test_the_checkpoint_of_a_run_is_evaluated_like_any_other(one_process):
     out, _ = one_process
     printed = run(
         "eval.py", "--model", out / "checkpoint", "--compare", "data/micro", "--limit", "3",
-        "--samples", "2", "--auroc-traces", "0", "--out", out / "eval", "--device", "cpu",
+        "--samples", "2", "--faithfulness", "off", "--out", out / "eval", "--device", "cpu",
     )  # fmt: skip
     assert "accuracy (pass@1)" in printed and "blank English" in printed
     results = json.loads((out / "eval/results.json").read_text())["models"]

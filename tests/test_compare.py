@@ -1,0 +1,263 @@
+"""Bootstrap intervals against closed forms; matched length; the journal; eval.py as a command."""
+
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval as evaluation
+from bootstrap import difference, interval
+from compare import map_ratios, nearest_lengths, reliance_ratios
+from journal import Journal
+from model import Llama
+from tests.test_eval import trained_pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def means(values):
+    return {f"q{n}": (float(value), 1.0) for n, value in enumerate(values)}
+
+
+def test_the_interval_of_a_mean_is_its_closed_form():
+    rng = np.random.default_rng(0)
+    for values in (rng.normal(3, 2, 400), rng.random(400) < 0.3):
+        found = interval(means(values), draws=20000)
+        half = 1.96 * np.std(values) / math.sqrt(400)
+        assert found["value"] == pytest.approx(np.mean(values)) and found["questions"] == 400
+        assert found["low"] == pytest.approx(np.mean(values) - half, abs=0.05 * half)
+        assert found["high"] == pytest.approx(np.mean(values) + half, abs=0.05 * half)
+
+
+def test_the_interval_covers_the_truth_in_about_19_of_20_samples():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        found = interval(means(rng.normal(0, 1, 60)), draws=500)
+        covered += found["low"] <= 0 <= found["high"]
+    assert 0.92 < covered / 400 < 0.98
+
+
+def test_a_pooled_share_weighs_questions_by_their_size():
+    found = interval({"a": (1, 10), "b": (80, 90)})
+    assert found["value"] == pytest.approx(0.81)
+    assert found["low"] == pytest.approx(0.1) and found["high"] == pytest.approx(8 / 9)
+
+
+def test_a_paired_difference_is_the_interval_of_the_differences():
+    """Arms that agree on what is hard: pairing takes the questions' own spread out."""
+    rng = np.random.default_rng(2)
+    hard = rng.normal(0, 5, 300)
+    before, after = hard + rng.normal(0, 1, 300), hard + 0.5 + rng.normal(0, 1, 300)
+    found = difference(means(before), means(after), draws=20000)
+    half = 1.96 * np.std(after - before) / math.sqrt(300)
+    assert found["value"] == pytest.approx(np.mean(after - before))
+    assert found["high"] - found["low"] == pytest.approx(2 * half, rel=0.05)
+    apart = 1.96 * math.hypot(np.std(before), np.std(after)) / math.sqrt(300)
+    assert found["high"] - found["low"] < 0.5 * 2 * apart
+
+
+def test_a_difference_is_of_questions_that_both_have():
+    found = difference({"a": (1, 1), "b": (5, 1)}, {"b": (6, 1), "c": (100, 1)})
+    assert (found["value"], found["questions"], found["low"]) == (1.0, 1, None)
+    assert difference({"a": (1, 1)}, {"b": (1, 1)})["value"] is None
+    assert interval({})["value"] is None and interval({"a": (0, 0)})["value"] is None
+
+
+def test_reliance_by_question_by_hand():
+    """A mean over a question's traces; what could not be measured is left out."""
+    flat, late = [True] * 6, [False] * 5 + [True]
+    rows = [
+        {"id": "a", "same": flat, "necessity": 0.1, "direct": 0.3, "corruption": True},
+        {"id": "a", "same": late, "necessity": 0.3, "direct": None, "corruption": False},
+        {"id": "b", "same": None, "necessity": 0.6, "direct": 0.0, "corruption": None},
+    ]
+    ratios = reliance_ratios(rows)
+    assert ratios["truncation"] == {"a": (pytest.approx(0.45), 1.0)}
+    assert ratios["same answer at 80%"] == {"a": (0.5, 1.0)}
+    assert ratios["necessity"] == {"a": (pytest.approx(0.2), 1.0), "b": (0.6, 1.0)}
+    assert ratios["direct"] == {"a": (0.3, 1.0), "b": (0.0, 1.0)}
+    assert ratios["corruption"] == {"a": (0.5, 1.0)}
+
+
+def test_aopc_is_the_mean_over_shares():
+    row = {
+        "id": "a",
+        "comprehensiveness": {"mask": [0.1, 0.2, 0.3, 0.4, 1.0]},
+        "sufficiency": {"mask": [0.5, 0.4, 0.3, 0.2, 0.1]},
+        "auroc": {"all tokens": {"mask": 0.7}, "no punctuation": {"mask": None}},
+        "unlabelled": [3, 60],
+    }
+    ratios = map_ratios([row])
+    assert ratios["unlabelled"] == {"a": (3.0, 60.0)}
+    assert ratios["comprehensiveness/mask"]["a"] == (pytest.approx(0.4), 1.0)
+    assert ratios["sufficiency/mask"]["a"] == (pytest.approx(0.3), 1.0)
+    assert ratios["comprehensiveness 20%/mask"]["a"] == (0.4, 1.0)
+    assert ratios["auroc/mask"]["a"] == (0.7, 1.0) and "auroc no punctuation/mask" not in ratios
+
+
+def test_matched_pairs_are_the_nearest_in_length():
+    def rows(lengths):
+        return [
+            {"id": name, "sample": n, "reasoning": [0] * length}
+            for name, row in lengths.items()
+            for n, length in enumerate(row)
+        ]
+
+    one = rows({"a": [10, 50], "b": [100], "c": [10], "d": [5]})
+    other = rows({"a": [80, 54, 12], "b": [89, 111], "c": [14], "e": [5]})
+    # a: 10 and 12 are nearest; b: 100 to 111 is within a tenth of 111, 89 further than of 100
+    assert nearest_lengths(one, other, 0.1) == [(("a", 0), ("a", 2)), (("b", 0), ("b", 1))]
+    assert nearest_lengths(one, other, 0.0) == [(("a", 0), ("a", 2))]  # 3 tokens always pass
+    assert dict(nearest_lengths(one, other, 0.3))["c", 0] == ("c", 0)
+
+
+def test_a_journal_keeps_what_was_finished(tmp_path):
+    settings = {"--seed": 0, "--compare": ["x"]}
+    rows = [{"id": "a", "sample": 0, "value": 0.1}, {"id": "a", "sample": 1, "value": None}]
+    journal = Journal(tmp_path, settings)
+    journal.add("stage", "arm", rows)
+    with open(tmp_path / "partial.jsonl", "a") as file:
+        file.write('{"stage": "stage", "arm": "arm", "ro')  # killed while writing
+    again = Journal(tmp_path, settings)
+    assert again.rows("stage", "arm") == {("a", 0): rows[0], ("a", 1): rows[1]}
+    assert again.rows("stage", "other") == {} == again.rows("other", "arm")
+    again.add("stage", "arm", [{"id": "b", "sample": 0}])
+    assert len(Journal(tmp_path, settings).rows("stage", "arm")) == 3
+    with pytest.raises(ValueError, match="--seed 0, this one has 1"):
+        Journal(tmp_path, settings | {"--seed": 1})
+    again.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    (tmp_path / "partial.jsonl").write_text("what\n")
+    with pytest.raises(ValueError, match="partial.jsonl is damaged"):
+        Journal(tmp_path, {})
+
+
+# ------------------------------------------------------------------------- the command, in process
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A second arm: data/micro with a little noise on its weights."""
+    path = tmp_path_factory.mktemp("arms") / "other"
+    shutil.copytree(ROOT / "data/micro", path)
+    model = Llama.from_pretrained(path)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(other, tmp_path_factory):
+    """results.json and output of a command that ran through."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        results = command(other, out, patch)
+    assert [file.name for file in out.iterdir()] == ["results.json"]
+    return results, printed.getvalue()
+
+
+def command(other, out, monkeypatch, *more):
+    arguments = (
+        f"--model data/micro --compare {other} --limit 3 --samples 2 --mask-steps 2 "
+        f"--batch-size 32 --bootstrap 200 --device cpu --out {out}"
+    )
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split(), *more])
+    evaluation.main()
+    return json.loads((out / "results.json").read_text())
+
+
+def test_interrupted_and_resumed_the_results_are_the_same(other, whole, tmp_path, monkeypatch):
+    corruption, calls = evaluation.corruption, []
+
+    def interrupted_at_the_third_batch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return corruption(*arguments)
+
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "corruption", interrupted_at_the_third_batch)
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            command(other, cut, patch)
+        assert not (cut / "results.json").exists()
+        with pytest.raises(SystemExit, match="--limit 3, this one has 4"):
+            command(other, cut, patch, "--limit", "4")
+        weights = other / "model.safetensors"
+        written = weights.stat()
+        os.utime(weights, (1, 1))  # another file under the same name
+        with pytest.raises(SystemExit, match="weights in .* 1970-01-01"):
+            command(other, cut, patch)
+        os.utime(weights, ns=(written.st_atime_ns, written.st_mtime_ns))
+        before = len(calls)
+        patch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("sampled again"))
+        resumed = command(other, cut, patch)
+    # 2 batches an arm: the two that were finished are not done again
+    assert len(calls) - before == 4 - 2
+    for key in ("models", "pairs", "versions", "seeds"):
+        assert resumed[key] == whole[0][key]
+
+
+def test_results_json_holds_what_its_description_says(other, whole):
+    results, printed = whole
+    assert printed.count("blank English") == 2  # Table 1, and the differences of the pair
+    assert "reliance on the reasoning" in printed and "is the map right?" in printed
+    assert "matched length" in printed
+    assert results["command"].startswith("python eval.py --model data/micro --compare")
+    assert results["arguments"]["limit"] == 3 and results["seeds"]["sampling"] == 0
+    assert results["versions"]["torch"] == torch.__version__
+    assert "blank English" in results["versions"]["spacy_pipeline"]
+    assert list(results["models"]) == [str(other), "data/micro"]
+    for entry in results["models"].values():
+        assert len(entry["records"]) == 6 and len(entry["reliance"]) == sum(
+            record["valid"] for record in entry["records"]
+        )
+        for key in ("pass@1", "tokens", "numbers", "truncation", "necessity", "direct",
+                    "corruption", "same answer at 20%", "comprehensiveness/mask",
+                    "sufficiency 50%/random", "auroc/leave-one-out"):  # fmt: skip
+            found = entry["measures"][key]
+            assert found["low"] <= found["value"] <= found["high"], key
+            assert len(entry["per_question"][key]) == found["questions"]
+        assert entry["measures"]["pass@1"]["value"] == pytest.approx(entry["summary"]["pass@1"])
+        row = entry["map"][0]
+        assert len(row["scores"]["mask"]) == row["length"] and len(row["sufficiency"]["mask"]) == 5
+    (pair,) = results["pairs"]
+    assert (pair["before"], pair["after"]) == (str(other), "data/micro")
+    values = [results["models"][pair[side]]["measures"]["tokens"]["value"]
+              for side in ("before", "after")]  # fmt: skip
+    assert pair["own"]["tokens"]["value"] == pytest.approx(values[1] - values[0])
+    matched = pair["matched"]
+    assert matched["differences"]["necessity"]["questions"] == len(matched["traces"])
+    lengths = [matched[side]["tokens"]["value"] for side in ("before", "after")]
+    assert abs(lengths[0] - lengths[1]) <= max(3, 0.1 * max(lengths))
+
+
+def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch, capsys):
+    """And a trained spaCy pipeline by its path."""
+    trained_pipeline().to_disk(tmp_path / "tagger")
+    monkeypatch.chdir(ROOT)
+    arguments = "--model data/micro --limit 2 --samples 2 --faithfulness off --device cpu"
+    more = ["--out", str(tmp_path), "--spacy-model", str(tmp_path / "tagger")]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split(), *more])
+    evaluation.main()
+    printed = capsys.readouterr().out
+    assert "spaCy, a trained tagger (en_pipeline 0.0.0)" in printed
+    assert "accuracy (pass@1)" in printed and "reliance" not in printed
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["models"].values()
+    assert entry["reliance"] == entry["map"] == [] and "necessity" not in entry["measures"]
