@@ -49,13 +49,15 @@ class MaskResult:
 
     mask (B, R, T): H itself, unclamped and unscaled, 0 outside the region. region (B, R, T) bool:
     the entries in use, w >= v. attribution (B, R, T): loss each entry recovered, in nats. losses
-    (steps + 1, B): cross-entropy of the gold answer before each step and after the last, in nats.
+    (steps + 1, B): cross-entropy of the gold answer before each step and after the last, in nats;
+    unmasked (B,): the same without a mask.
     """
 
     mask: torch.Tensor
     region: torch.Tensor
     attribution: torch.Tensor
     losses: torch.Tensor
+    unmasked: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def optimize_masks(
             attribution -= (gradient_before + gradient) / 2 * (mask.detach() - before)
             if progress:
                 progress(len(mask))
-    return MaskResult(mask.detach(), batch.region, attribution, torch.stack(losses))
+        with torch.no_grad():
+            unmasked = answer_loss(suffix.logits(torch.zeros_like(mask)), batch)
+    return MaskResult(mask.detach(), batch.region, attribution, torch.stack(losses), unmasked)
 
 
 def overflown(gradient, scale) -> torch.Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from cache import Prefill, RolloutCache
-from model import at_least_float32, right_pad
+from model import right_pad
 
 
 @torch.inference_mode()
@@ -108,6 +108,15 @@ def token_logprobs(model, prompts, completions, temperature=1.0):
     Recomputed by the training forward on the sampled ids, EOS included. temperature divides the
     logits as it did when sampling. model may be wrapped in DDP.
     """
+    logprobs, _, mask = score_tokens(model, prompts, completions, temperature)
+    return logprobs, mask
+
+
+def score_tokens(model, prompts, completions, temperature=1.0, logit_chunk=0, recompute=False):
+    """token_logprobs, with the entropies (B, C) of the distributions, in nats, 0 at padding.
+
+    logit_chunk and recompute save memory in the backward pass (Llama.forward).
+    """
     device = next(model.parameters()).device
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     tokens, _ = right_pad(rows, device)
@@ -117,13 +126,15 @@ def token_logprobs(model, prompts, completions, temperature=1.0):
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # The token at position p is predicted by the logits at p - 1.
     head_rows = (prompt_lengths[:, None] - 1 + step).where(mask, 0)
-    logits = model(tokens, head_rows=head_rows)  # (B, C, V)
-    logprobs = (
-        (at_least_float32(logits) / temperature)
-        .log_softmax(-1)
-        .gather(2, targets[:, :, None])[:, :, 0]
-    )
-    return logprobs.float() * mask, mask
+    logprobs, entropies = model(
+        tokens,
+        head_rows=head_rows,
+        targets=targets,
+        temperature=temperature,
+        logit_chunk=logit_chunk,
+        recompute=recompute,
+    )  # (B, C)
+    return logprobs * mask, entropies * mask, mask
 
 
 def outcome_reward(correct: bool) -> float:
@@ -198,6 +209,9 @@ def update_policy(
     temperature=1.0,
     normalizer=None,
     world_size=1,
+    autocast=None,
+    logit_chunk=0,
+    recompute=False,
     progress=None,
 ) -> dict:
     """`passes` optimiser steps over one batch of rollouts, each accumulated over micro-batches.
@@ -207,15 +221,22 @@ def update_policy(
     the sum over all micro-batches and ranks is divided by normalizer (default B * world_size) once.
     The old log-probabilities are those of the first pass itself: until its optimiser step the
     weights are the ones that sampled, and the same forward at the same shape makes the ratio
-    exactly 1. Returns, of this rank: loss (first pass); clipped_rows (B floats, the share of each
-    rollout's ratios that the clip held in the last pass); ratio_max, ratio_min; and gradient_norm
-    (first pass, all ranks).
+    exactly 1. autocast: the dtype of the forward's products, None for the weights' own; logit_chunk
+    and recompute save memory (Llama.forward).
+
+    A gradient that is not finite takes no step and ends the update; it is the same on all ranks.
+    Returns, of this rank: loss and entropy (first pass; nats, summed over tokens); clipped_rows (B
+    floats, the share of each rollout's ratios that the clip held in the last pass); ratio_max,
+    ratio_min; gradient_norm (first pass, all ranks); steps (optimiser steps taken, all ranks) and
+    broken_rows (those whose log-probabilities are not finite).
     """
     count = len(completions)
     normalizer = normalizer or count * world_size
     starts = range(0, count, micro_batch)
+    device = next(model.parameters()).device.type
     old_logprobs = [None] * len(starts)
-    result = {"loss": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
+    result = {"loss": 0.0, "entropy": 0.0, "ratio_max": 1.0, "ratio_min": 1.0, "steps": 0}
+    broken = set()
     for sweep in range(passes):
         optimizer.zero_grad()
         result["clipped_rows"] = []
@@ -224,11 +245,18 @@ def update_policy(
             last = n == len(starts) - 1
             # DDP sums over ranks once, in the last micro-batch; no_sync must wrap the forward.
             with nullcontext() if last or world_size == 1 else model.no_sync():
-                logprobs, mask = token_logprobs(
-                    model, prompts[rows], completions[rows], temperature
-                )
+                with torch.autocast(device, autocast, enabled=autocast is not None):
+                    logprobs, entropies, mask = score_tokens(
+                        model,
+                        prompts[rows],
+                        completions[rows],
+                        temperature,
+                        logit_chunk,
+                        recompute,
+                    )
                 if sweep == 0:
                     old_logprobs[n] = logprobs.detach()
+                    result["entropy"] += entropies.sum().item()
                 loss, stats = policy_loss(
                     logprobs,
                     old_logprobs[n],
@@ -244,6 +272,9 @@ def update_policy(
             result["clipped_rows"] += stats["clipped_rows"]
             if sweep == 0:
                 result["loss"] += loss.item()
+            broken |= {
+                start + row for row in (~logprobs.isfinite().all(1)).nonzero()[:, 0].tolist()
+            }
             if progress:
                 progress(len(completions[rows]))
         norm = torch.nn.utils.get_total_norm(
@@ -251,6 +282,9 @@ def update_policy(
         )
         if sweep == 0:
             result["gradient_norm"] = norm.item()
+        if not norm.isfinite():
+            break
         optimizer.step()
+        result["steps"] += 1
     optimizer.zero_grad()  # gradients would take memory from the next sampling
-    return result
+    return result | {"broken_rows": sorted(broken)}

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from checkpoint import (
     LLAMA3_ROPE_KEYS,
@@ -201,16 +202,29 @@ class Llama(nn.Module):
         self.frequencies = rope_frequencies(config)
         self.companions = {}  # name -> bytes: files that a save carries along
 
-    def forward(self, tokens, mask=None, cache=None, positions=None, head_rows=None):
-        """Logits of the next token.
+    def forward(
+        self,
+        tokens,
+        mask=None,
+        cache=None,
+        positions=None,
+        head_rows=None,
+        targets=None,
+        temperature=1.0,
+        logit_chunk=0,
+        recompute=False,
+    ):
+        """Logits of the next token; with targets, their log-probabilities and the entropies.
 
         tokens (B, S) int64, right-padded. mask: additive, finite, float, (S, S), (B, 1, S, S) or
         (B, heads, S, S), on top of the causal one; a three-dimensional mask is refused, since it
         would broadcast over heads, not rollouts. cache, in place of a mask: one of cache.py's, that
         keeps keys and values and attends over what it kept. positions (B, S): where each token
         stands in its row (default: 0, 1, 2, ...). head_rows (B, N) int64: only these rows go
-        through the output head. Returns logits (B, S, V), or (B, N, V), in the model's dtype.
-        Raises ValueError for a mask of another shape, or beside a cache.
+        through the output head. recompute: keep each layer's input alone for the backward pass and
+        run the layer again there. Returns logits (B, S, V), or (B, N, V), in the model's dtype.
+        With targets (B, N) or (B, S), see `target_logprobs`, in its place. Raises ValueError for a
+        mask of another shape, or beside a cache.
         """
         batch, length = tokens.shape
         if mask is not None and cache is not None:
@@ -225,10 +239,38 @@ class Llama(nn.Module):
             bias = mask.masked_fill(future, -torch.inf)  # whatever the mask says
         x = self.embed_tokens(tokens)  # (B, S, hidden)
         for layer in self.layers:
-            x = layer(x, cos, sin, bias, cache)
+            if recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, bias, cache, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, bias, cache)
         if head_rows is not None:
             x = x.gather(1, head_rows[:, :, None].expand(-1, -1, x.shape[-1]))
+        if targets is not None:
+            return self.target_logprobs(x, targets, temperature, logit_chunk)
         return self.head(x)
+
+    def target_logprobs(self, x, targets, temperature=1.0, chunk=0):
+        """Log-probability of each target and entropy of its distribution, float32, both (B, N).
+
+        x (B, N, hidden): the last layer's output at the rows that predict targets (B, N);
+        temperature divides the logits; the entropy, in nats, has no gradient. chunk: so many
+        positions' logits are in memory at a time, made again in the backward pass; 0 is all.
+        """
+
+        def score(x, targets):
+            logprobs = (at_least_float32(self.head(x)) / temperature).log_softmax(-1)  # (B, n, V)
+            with torch.no_grad():
+                entropy = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)  # 0 log 0 is 0
+            return logprobs.gather(2, targets[:, :, None])[:, :, 0].float(), entropy.float()
+
+        if chunk == 0 or x.shape[1] <= chunk:
+            return score(x, targets)
+        parts = [
+            checkpoint(score, *part, use_reentrant=False)
+            for part in zip(x.split(chunk, 1), targets.split(chunk, 1), strict=True)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs, 1), torch.cat(entropies, 1)
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RoPE's cos and sin (B, 1, S, head_dim) at positions (B, S), in the model's dtype.

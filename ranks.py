@@ -6,14 +6,18 @@
     with ranks.local_first(): ...        # one rank of each machine runs this before its others
     ranks.stop()
 
+    stop = Stop()                        # SIGTERM and SIGINT become a request to stop
+    together(ranks, stop, work, ...)     # all ranks do it, or, when asked to stop, none goes on
+
 With one process every method does nothing, so the training loop reads as if there were no ranks.
 """
 
 import datetime
 import json
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -121,14 +125,55 @@ def pick_device(name: str | None, flag: str = "--device") -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
 
 
+class Interrupted(Exception):
+    """The run was asked to stop."""
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into a request; a second one ends the process as usual.
+
+    signal: the number of the one that came, 0 before.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.request)
+
+    def request(self, number, frame) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def together(ranks: Ranks, stop: Stop, work: Callable, *arguments, **keywords):
+    """work(...) of every rank; Interrupted on all of them when any was asked to stop.
+
+    work must not wait for other ranks: it may be left in the middle by Interrupted.
+    """
+    try:
+        result = work(*arguments, **keywords)
+    except Interrupted:
+        result = None
+    stop.signal = max(ranks.gather([stop.signal]))
+    if stop.signal:
+        raise Interrupted
+    return result
+
+
 class Progress:
-    """One progress bar at a time, for the phases of a job one after the other; rank 0's only."""
+    """One progress bar at a time, for the phases of a job one after the other; rank 0's only.
 
-    def __init__(self, label: str, silent: bool = False):
-        self.label, self.silent, self.bar = label, silent, None
+    stop: a request that ends a phase at its next count, by Interrupted.
+    """
 
-    def phase(self, name: str, total: int, unit: str = "rollout"):
-        """Start a phase of `total` units; returns the function that counts them."""
+    def __init__(self, label: str, silent: bool = False, stop: Stop | None = None):
+        self.label, self.silent, self.stop, self.bar = label, silent, stop, None
+
+    def phase(self, name: str, total: int, unit: str = "rollout", whole: bool = False):
+        """Start a phase of `total` units; returns the function that counts them.
+
+        whole: it may not be left in the middle.
+        """
         self.close()
         bar = self.bar = tqdm(
             total=total, desc=f"{self.label}: {name}", unit=unit, leave=False, disable=self.silent
@@ -138,6 +183,8 @@ class Progress:
         def count(done: int) -> None:
             nonlocal shown
             bar.update(done)
+            if self.stop is not None and self.stop.signal and not whole:
+                raise Interrupted
             if time.time() - shown > 2:  # keep the clock going where nothing ends for a while
                 bar.refresh()
                 shown = time.time()

@@ -16,144 +16,37 @@ Departures from section 3.4, beyond those in atman.py and grpo.py:
    any number of ranks works.
 """
 
-import argparse
-import dataclasses
-import json
+import copy
 import math
 import os
+import re
+import resource
+import signal
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import plan
-from atman import MaskConfig, rollout_saliency
+from atman import rollout_saliency
 from cache import Prefill
-from data import DATASETS, Problem, instruction, load_problems
+from config import Config, parse_command
+from data import Problem, instruction, load_problems
 from data.prompts import Tokenizer
 from data.traces import Trace, split_trace
-from eval import curves, evaluate, make_folder
+from eval import curves, evaluate
 from faithfulness import optimize_traces
 from grpo import generate, group_advantages, outcome_reward, update_policy
 from hub import checkpoint_directory
 from model import Llama
-from ranks import Progress, Ranks, pick_device
+from optimizer import make_optimizer
+from ranks import Interrupted, Progress, Ranks, Stop, pick_device, together
+from runs import RunFolder
 from table1 import load_spacy, summarize, table
 
-
-def option(default, help, choices=None, least=None, above=None):  # noqa: A002
-    """A setting with its help; least and above bound it."""
-    metadata = {"help": help, "choices": choices, "least": least, "above": above}
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every setting: defaults (the micro preset), the command line and its help."""
-
-    preset: str = option("micro", "which defaults to start from", ("micro", "paper"))
-    model: str = option("data/micro", "checkpoint directory or hub name")
-    dataset: str = option("micro", "which problems", tuple(DATASETS))
-    data_dir: str | None = option(None, "folder with the dataset's files")
-    train_split: str = option(
-        "train", "which split to train on; mmlu: its auxiliary one, or say dev or val"
-    )
-    out: str | None = option(None, "the run's folder; default: runs/ and the date and time")
-    seed: int = option(0, "of the order of questions and of sampling", least=0)
-    device: str | None = option(None, "cpu or cuda; default: cuda where there is one")
-    # the reward
-    saliency: str = option("attribution", "saliency reward", ("mask", "attribution", "none"))
-    saliency_weight: float = option(1.0, "weight of the saliency reward", least=0)
-    saliency_sign: str = option("restored", "sign of the mask saliency", ("restored", "literal"))
-    saliency_reduction: str = option(
-        "mean", "attribution of a trace as one number", ("even", "mean", "share", "sum")
-    )
-    gate_saliency: bool = option(False, "pay saliency to correct rollouts only")
-    # the mask
-    mask_steps: int = option(5, "optimisation steps per mask", least=1)
-    mask_lr: float | None = option(None, "rate of those steps; default: 0.2 / steps", above=0)
-    mask_memory: str = option(
-        "steps",
-        "AdamW's betas in those steps: the paper's (steps), or raised to the power 200 / steps, so "
-        "that fewer steps remember as long a part of the path (path)",
-        ("steps", "path"),
-    )
-    mask_init: float = option(-0.4, "c, where the mask starts; below 0")
-    mask_scale: float = option(10.0, "factor on the mask in the attention scores", above=0)
-    mask_sparsity: float = option(0.0, "lambda, what re-enabling an entry costs", least=0)
-    mask_batch: int = option(16, "rollouts per mask optimisation, sorted by length", least=1)
-    # the policy update
-    questions: int = option(16, "questions per update, over all ranks", least=1)
-    rollouts: int = option(8, "rollouts per question", least=2)
-    passes: int = option(2, "optimiser steps per batch of rollouts", least=1)
-    micro_batch: int = option(16, "rollouts per forward of the policy update", least=1)
-    lr: float = option(2e-4, "rate of the policy update, constant", above=0)
-    clip_eps: float = option(0.2, "clipping range of the ratio", above=0)
-    ratio: str = option("sequence", "ratio over the sequence or per token", ("sequence", "token"))
-    temperature: float = option(1.0, "of the rollouts; the policy is scored at the same", above=0)
-    max_new_tokens: int = option(200, "longest rollout; longer ones are cut and wrong", least=1)
-    steps: int | None = option(40, "number of updates", least=0)
-    epochs: int | None = option(None, "passes over the questions, in place of --steps", least=1)
-    # evaluation
-    eval_problems: int = option(300, "held-out problems before and after training", least=1)
-    eval_samples: int = option(4, "samples per held-out problem", least=1)
-    eval_batch: int = option(256, "samples decoded together, per rank", least=1)
-    eval_every: int = option(10, "updates between evaluations in between, 0 for none", least=0)
-    eval_every_problems: int = option(64, "held-out problems of those evaluations", least=1)
-    spacy_model: str | None = option(None, "trained spaCy pipeline; default: blank English")
-
-    def mask(self) -> MaskConfig:
-        """The mask optimisation's part. paper silent: fewer steps go as far, at a larger rate."""
-        paper = MaskConfig()
-        # 0.6 forgets a gradient within 3 steps: 3 in 200 of the paper's path, a third of a path of
-        # 10. `path` forgets after as much of the path as the paper (tests/fewer_steps.py).
-        power = paper.steps / self.mask_steps if self.mask_memory == "path" else 1
-        return MaskConfig(
-            betas=tuple(beta**power for beta in paper.betas),
-            init=self.mask_init,
-            scale=self.mask_scale,
-            steps=self.mask_steps,
-            lr=self.mask_lr or 0.2 / self.mask_steps,
-            sparsity=self.mask_sparsity,
-        )
-
-
-PRESETS = {
-    "micro": {},  # the defaults above
-    "paper": {  # every number of section 3.4, whatever the defaults above become
-        "model": "meta-llama/Llama-3.2-3B-Instruct",
-        "dataset": "gsm8k",
-        "saliency": "mask",
-        "saliency_weight": 1.0,
-        "saliency_sign": "restored",
-        "gate_saliency": False,
-        "mask_steps": 200,
-        "mask_lr": None,  # 0.2 / 200 steps is the paper's 1e-3
-        "mask_memory": "steps",
-        "mask_init": -0.4,
-        "mask_scale": 10.0,
-        "mask_sparsity": 0.0,
-        "mask_batch": 4,  # paper silent; at the longest rollouts as large as the policy pass
-        "questions": 8,
-        "rollouts": 8,
-        "passes": 2,
-        "micro_batch": 2,
-        "lr": 8e-7,
-        "clip_eps": 0.2,
-        "ratio": "sequence",
-        "temperature": 1.0,
-        "max_new_tokens": 1024,
-        "steps": None,
-        "epochs": 5,
-        "eval_problems": 500,
-        "eval_batch": 32,
-        "eval_every": 100,
-        "eval_every_problems": 100,
-    },
-}
+MOST_SKIPPED = 10  # updates in a row with numbers that are not finite, before the run ends
 
 
 @dataclass
@@ -165,10 +58,13 @@ class Rollout:
     completion: list[int]
     trace: Trace
     outcome: float  # Eq. 4
+    saliency: float = math.nan  # Eq. 3; nan where no mask can be learned
+    mask_losses: list[float] | None = None  # Eq. 2, in nats: at c, at the end, and with no mask
 
 
-def train(config: Config) -> None:
-    ranks = Ranks.start(config.device)
+def train(config: Config, resume: bool = False) -> None:
+    """Run config; with resume go on in config.out, if a run is there."""
+    ranks, stop = Ranks.start(config.device), Stop()
     ranks.say(f"loading {config.model} and the problems of {config.dataset}")
     with ranks.local_first():  # a machine's others find what it has downloaded
         directory = checkpoint_directory(config.model)
@@ -179,31 +75,152 @@ def train(config: Config) -> None:
     tokenizer = Tokenizer.from_directory(directory)
     model = Llama.from_pretrained(directory, device=ranks.device)
     tokenizer.check_fits(model.config.vocab_size)
-    # The policy pass goes through DDP's wrapper, or its gradients would never be averaged; sampling
-    # and masks use the bare model.
-    policy = model
-    if ranks.world_size > 1:  # gradients live in DDP's buckets: no second copy of them
-        policy = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    optimizer = make_optimizer(model, config.lr, ranks, config.zero)
     spacy_pipeline = load_spacy(config.spacy_model)
     steps = config.steps
     if config.epochs is not None:
         steps = config.epochs * (len(problems) // config.questions)
     tokenizer.encode_prompt(instruction(config.dataset, problems[0].question))  # or it says why not
-    log = Log(config, ranks)
+    run = RunFolder.reopen(config, ranks) if resume else RunFolder.begin(config, ranks)
+    done, notes = run.restore(model, optimizer, ranks)
+    notes = {"skipped_in_a_row": 0, "best": None} | notes
+    # The policy pass goes through DDP's wrapper, or its gradients would never be averaged.
+    policy = model
+    if ranks.world_size > 1:  # gradients live in DDP's buckets: no second copy of them
+        policy = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    autocast = torch.bfloat16 if half_precision(config, ranks.device) else None
+    # Sampling and masks use the bare model, or a copy of it in half precision.
+    sampler = copy.deepcopy(model).to(autocast).requires_grad_(False) if autocast else model
     ranks.say(
         f"{steps} updates of {config.questions} questions x {config.rollouts} rollouts on "
-        f"{ranks.world_size} x {ranks.device}, saliency {config.saliency}, writing {log.folder}"
+        f"{ranks.world_size} x {ranks.device}, saliency {config.saliency}, writing {run.path}"
+        + (f", going on after update {done}" if done else "")
     )
 
     def evaluate_heldout(step: int, count: int, label: str) -> dict:
-        records = sample_heldout(model, tokenizer, heldout[:count], config, ranks, label)
+        start = time.time()
+        copy_weights(sampler, model)
+        records = sample_heldout(sampler, tokenizer, heldout[:count], config, ranks, stop, label)
         summary = summarize(records, spacy_pipeline)
-        log.write({"step": step, "eval": summary})
+        run.write({"step": step, "eval": summary, "seconds_evaluation": time.time() - start})
         ranks.say(evaluation_line(label, summary))
         return summary
 
-    before = evaluate_heldout(0, config.eval_problems, "before")
+    try:
+        before = logged_evaluation(run.history, 0)
+        if before is None:
+            before = evaluate_heldout(0, config.eval_problems, "before")
+            warn(before, config, ranks)
+        for step in range(done, steps):
+            between = config.eval_every and step > 0 and step % config.eval_every == 0
+            if between and logged_evaluation(run.history, step) is None:
+                summary = evaluate_heldout(step, config.eval_every_problems, f"after {step}")
+                if notes["best"] is None or summary["pass@1"] > notes["best"]["pass@1"]:
+                    notes["best"] = {"step": step, "pass@1": summary["pass@1"]}
+                    run.save_best(model, notes["best"])
+
+            bar, clock = Progress(f"update {step + 1}/{steps}", ranks.rank > 0, stop), [time.time()]
+            questions = draw_questions(problems, config, step)
+            copy_weights(sampler, model)
+            rollouts, seconds = together(
+                ranks, stop, collect, sampler, tokenizer, questions, config, step, ranks, bar
+            )  # Eq. 2, 3, 4
+            clock.append(time.time())
+            facts = ranks.gather([describe(rollout) for rollout in rollouts])
+            outcome = torch.tensor([fact["outcome"] for fact in facts])
+            saliency = torch.tensor([fact["saliency"] for fact in facts])
+            saliency = fill_missing(saliency, outcome, config)
+            reward = outcome + config.saliency_weight * saliency
+            advantages = group_advantages(reward, config.rollouts)
+            stats = None
+            broken = [fact["id"] for fact in facts if fact["broken"]]
+            if not broken:
+                stats = update_policy(
+                    policy,
+                    optimizer,
+                    *fill_up(rollouts, ranks.share(advantages.tolist()), len(facts), ranks),
+                    passes=config.passes,
+                    micro_batch=config.micro_batch,
+                    clip_eps=config.clip_eps,
+                    ratio=config.ratio,
+                    temperature=config.temperature,
+                    normalizer=len(facts),
+                    world_size=ranks.world_size,
+                    autocast=autocast,
+                    logit_chunk=config.logit_chunk,
+                    recompute=config.recompute,
+                    progress=bar.phase("policy", config.passes * len(rollouts), whole=True),
+                )  # Eq. 5
+                broken = ranks.gather([rollouts[n].problem.id for n in stats["broken_rows"]])
+            bar.close()
+            clock.append(time.time())
+
+            skipped = stats is None or stats["steps"] < config.passes
+            notes["skipped_in_a_row"] = notes["skipped_in_a_row"] + 1 if skipped else 0
+            metrics = {
+                "step": step + 1,
+                "reward": reward.mean().item(),
+                "outcome": outcome.mean().item(),
+                "saliency": saliency.mean().item(),
+                "saliency_spread": saliency.view(-1, config.rollouts).std(1).mean().item(),
+                "no_signal": mean((advantages.view(-1, config.rollouts) == 0).all(1).tolist()),
+                **rollout_metrics(facts),
+                **policy_metrics(stats, len(rollouts), facts, ranks),
+                "lr": config.lr,
+                "skipped": int(skipped),
+                "skipped_questions": sorted(set(broken)),
+                **cost_metrics(facts, seconds, clock, ranks),
+            }
+            run.write(metrics)
+            run.append("samples.jsonl", sample_lines(step + 1, facts, saliency, advantages))
+            ranks.say(update_line(metrics, steps))
+            done = step + 1
+            if notes["skipped_in_a_row"] == MOST_SKIPPED:
+                run.save(done, model, optimizer, ranks, notes | {"skipped_in_a_row": 0})
+                raise ValueError(
+                    f"{MOST_SKIPPED} updates in a row met numbers that are not finite (the last on "
+                    f"questions {', '.join(metrics['skipped_questions']) or 'of any kind'}) and "
+                    f"were skipped; try a lower --lr, then --resume {run.path}"
+                )
+            if done % config.save_every == 0 or done == steps:
+                run.save(done, model, optimizer, ranks, notes)
+        after = evaluate_heldout(steps, config.eval_problems, "after")
+    except Interrupted:
+        if done and run.saved != done:
+            run.save(done, model, optimizer, ranks, notes)
+        ranks.say(
+            f"stopped by {signal.Signals(stop.signal).name} after update {done} of {steps}, saved; "
+            f"go on with --resume {run.path}"
+        )
+        ranks.stop()
+        sys.exit(128 + stop.signal)
+    if ranks.rank == 0:
+        model.save_pretrained(run.path / "checkpoint")
+        curves(run.history, run.path / "curves.png")
+        print(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}\n")
+        print(f"{run.path}: {', '.join(sorted(path.name for path in run.path.iterdir()))}")
+    ranks.stop()
+
+
+def half_precision(config: Config, device: torch.device) -> bool:
+    return (config.precision or ("bfloat16" if device.type == "cuda" else "float32")) == "bfloat16"
+
+
+@torch.no_grad()
+def copy_weights(sampler, model) -> None:
+    """Bring the half-precision copy up to date; nothing where there is none."""
+    if sampler is not model:
+        for weight, source in zip(sampler.parameters(), model.parameters(), strict=True):
+            weight.copy_(source)
+
+
+def logged_evaluation(history: list[dict], step: int) -> dict | None:
+    """The evaluation after `step` updates, where the run went as far before it was resumed."""
+    return next((line["eval"] for line in history if "eval" in line and line["step"] == step), None)
+
+
+def warn(before: dict, config: Config, ranks: Ranks) -> None:
+    """Say what stands in the way of learning, if the first evaluation shows it."""
     if before["pass@1"] < 0.05:
         ranks.say(
             f"note: {config.model} gets nearly all of {config.dataset} wrong, so few groups will "
@@ -214,73 +231,6 @@ def train(config: Config) -> None:
             f"note: {before['truncated']:.0%} of the held-out samples are cut at --max-new-tokens "
             f"{config.max_new_tokens} and count as wrong; raise it if they have more to say"
         )
-    for step in range(steps):
-        bar = Progress(f"update {step + 1}/{steps}", silent=ranks.rank > 0)
-        clock = [time.time()]
-        questions = draw_questions(problems, config, step)
-
-        rollouts, prefill = sample_rollouts(
-            model, tokenizer, questions, config, step, ranks, bar
-        )  # Eq. 4
-        clock.append(time.time())
-        saliency = saliency_rewards(model, tokenizer, rollouts, config, bar, prefill)  # Eq. 2, 3
-        del prefill  # keys and values of weights that are about to change
-        clock.append(time.time())
-        facts = ranks.gather([describe(r, s) for r, s in zip(rollouts, saliency, strict=True)])
-        outcome = torch.tensor([fact["outcome"] for fact in facts])
-        saliency = fill_missing(torch.tensor([fact["saliency"] for fact in facts]), outcome, config)
-        reward = outcome + config.saliency_weight * saliency
-        advantages = group_advantages(reward, config.rollouts)
-        stats = update_policy(
-            policy,
-            optimizer,
-            *fill_up(rollouts, ranks.share(advantages.tolist()), len(facts), ranks),
-            passes=config.passes,
-            micro_batch=config.micro_batch,
-            clip_eps=config.clip_eps,
-            ratio=config.ratio,
-            temperature=config.temperature,
-            normalizer=len(facts),
-            world_size=ranks.world_size,
-            progress=bar.phase("policy", config.passes * len(rollouts)),
-        )  # Eq. 5
-        bar.close()
-        clock.append(time.time())
-
-        clipped = ranks.gather(stats.pop("clipped_rows")[: len(rollouts)])
-        spread = saliency.view(-1, config.rollouts).std(1).mean()
-        no_signal = (advantages.view(-1, config.rollouts) == 0).all(1).float().mean()
-        metrics = {
-            "step": step + 1,
-            "reward": reward.mean().item(),
-            "outcome": outcome.mean().item(),
-            "saliency": saliency.mean().item(),
-            "saliency_spread": spread.item(),
-            "no_signal": no_signal.item(),
-            "measured": mean(fact["measured"] for fact in facts),
-            "length": mean(fact["length"] for fact in facts),
-            "truncated": mean(fact["truncated"] for fact in facts),
-            "no_delimiter": mean(fact["delimiters"] == 0 for fact in facts),
-            "several_delimiters": mean(fact["delimiters"] > 1 for fact in facts),
-            "no_reasoning": mean(fact["no_reasoning"] for fact in facts),
-            **clip_fractions(clipped, facts),
-            **combine(ranks.gather([stats])),
-            "seconds_sampling": clock[1] - clock[0],
-            "seconds_masks": clock[2] - clock[1],
-            "seconds_policy": clock[3] - clock[2],
-        }
-        log.write(metrics)
-        log.write_samples(step + 1, facts, saliency, advantages)
-        ranks.say(update_line(metrics, steps))
-        if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < steps:
-            evaluate_heldout(step + 1, config.eval_every_problems, f"after {step + 1}")
-    after = evaluate_heldout(steps, config.eval_problems, "after")
-    if ranks.rank == 0:
-        model.save_pretrained(log.folder / "checkpoint")
-        curves(log.history, log.folder / "curves.png")
-        print(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}\n")
-        print(f"{log.folder}: {', '.join(sorted(path.name for path in log.folder.iterdir()))}")
-    ranks.stop()
 
 
 # -------------------------------------------------------------------------- the parts of an update
@@ -293,6 +243,17 @@ def draw_questions(problems, config: Config, step: int) -> list[Problem]:
     order = torch.randperm(len(problems), generator=generator)
     places = order[place * config.questions : (place + 1) * config.questions]
     return [problems[n] for n in places.tolist()]
+
+
+def collect(
+    model, tokenizer, questions, config: Config, step, ranks, bar
+) -> tuple[list[Rollout], tuple[float, float]]:
+    """This rank's rollouts with both rewards, and the seconds of sampling and of masks."""
+    start = time.time()
+    rollouts, prefill = sample_rollouts(model, tokenizer, questions, config, step, ranks, bar)
+    sampled = time.time()
+    learn_saliency(model, tokenizer, rollouts, config, bar, prefill)
+    return rollouts, (sampled - start, time.time() - sampled)
 
 
 def sample_rollouts(
@@ -322,18 +283,16 @@ def sample_rollouts(
     return rollouts, prefill
 
 
-def saliency_rewards(model, tokenizer, rollouts, config: Config, bar, prefill=None) -> list[float]:
-    """Each rollout's saliency (Eq. 3) from its own mask (Eq. 2); nan where none can be learned."""
+def learn_saliency(model, tokenizer, rollouts, config: Config, bar, prefill=None) -> None:
+    """Give each rollout its saliency (Eq. 3) from its mask (Eq. 2), where one can be learned."""
     if config.saliency == "none":
-        return [math.nan] * len(rollouts)
-    rewards = torch.full((len(rollouts),), torch.nan)
+        return
     mask_config = config.mask()
-    valid = [n for n, rollout in enumerate(rollouts) if rollout.trace.valid]
-    valid.sort(key=lambda n: len(rollouts[n].completion))  # neighbours in length: less padding
+    valid = [rollout for rollout in rollouts if rollout.trace.valid]
+    valid.sort(key=lambda rollout: len(rollout.completion))  # neighbours in length: less padding
     progress = bar.phase("masks", len(valid) * config.mask_steps, unit="step")
     for start in range(0, len(valid), config.mask_batch):
-        rows = valid[start : start + config.mask_batch]
-        chosen = [rollouts[n] for n in rows]
+        chosen = valid[start : start + config.mask_batch]
         result = optimize_traces(
             model,
             tokenizer,
@@ -344,14 +303,16 @@ def saliency_rewards(model, tokenizer, rollouts, config: Config, bar, prefill=No
             progress,
             prefill,
         )
-        rewards[rows] = rollout_saliency(
+        rewards = rollout_saliency(
             result,
             mask_config,
             kind=config.saliency,
             sign=config.saliency_sign,
             reduction=config.saliency_reduction,
-        ).to("cpu", torch.float32)
-    return rewards.tolist()
+        )
+        losses = torch.stack((result.losses[0], result.losses[-1], result.unmasked), 1)  # (B, 3)
+        for rollout, reward, three in zip(chosen, rewards.tolist(), losses.tolist(), strict=True):
+            rollout.saliency, rollout.mask_losses = reward, three
 
 
 def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) -> torch.Tensor:
@@ -369,8 +330,9 @@ def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) 
     return filled.flatten()
 
 
-def describe(rollout: Rollout, saliency: float) -> dict:
+def describe(rollout: Rollout) -> dict:
     """What the other ranks, the metrics and samples.jsonl need of a rollout."""
+    measured = rollout.mask_losses is not None and math.isfinite(rollout.saliency)
     return {
         "id": rollout.problem.id,
         "gold": rollout.problem.answer,
@@ -382,8 +344,10 @@ def describe(rollout: Rollout, saliency: float) -> dict:
         "delimiters": rollout.trace.delimiter_count,
         "no_reasoning": not rollout.trace.reasoning_text.strip(),
         "outcome": rollout.outcome,
-        "measured": not math.isnan(saliency),
-        "saliency": saliency,
+        "measured": measured,
+        "broken": rollout.mask_losses is not None and not measured,
+        "saliency": rollout.saliency if measured else math.nan,
+        "mask_losses": rollout.mask_losses if measured else None,
     }
 
 
@@ -398,35 +362,80 @@ def fill_up(rollouts, advantages, everyone: int, ranks) -> tuple[list, list, tor
     return prompts, completions, torch.tensor(advantages + [0.0] * missing, device=ranks.device)
 
 
-def clip_fractions(clipped: list[float], facts: list[dict]) -> dict:
-    """Share of ratios that the clip held: overall, and in the shorter and longer half of rollouts.
+def rollout_metrics(facts: list[dict]) -> dict:
+    """Means over the update's rollouts, of all ranks."""
+    losses = [fact["mask_losses"] for fact in facts if fact["mask_losses"] is not None]
+    at_c, at_end, unmasked = map(mean, zip(*losses, strict=True)) if losses else (None,) * 3
+    return {
+        "measured": mean(fact["measured"] for fact in facts),
+        "length": mean(fact["length"] for fact in facts),
+        "tokens": mean(fact["tokens"] for fact in facts),
+        "truncated": mean(fact["truncated"] for fact in facts),
+        "no_delimiter": mean(fact["delimiters"] == 0 for fact in facts),
+        "several_delimiters": mean(fact["delimiters"] > 1 for fact in facts),
+        "no_reasoning": mean(fact["no_reasoning"] for fact in facts),
+        "mask_loss_start": at_c,
+        "mask_loss_end": at_end,
+        "mask_loss_unmasked": unmasked,
+    }
 
-    The ratio of a whole sequence strays further the longer it is; this shows how much.
+
+def policy_metrics(stats: dict | None, count: int, facts: list[dict], ranks: Ranks) -> dict:
+    """update_policy's numbers of all ranks as one; None where it did not run.
+
+    count: this rank's rollouts, the first of the rows that it gave. The ratio of a whole sequence
+    strays further the longer it is: the clip fractions of the shorter and of the longer half of the
+    rollouts show how much.
     """
+    if stats is None:
+        names = ("clip_fraction", "clip_fraction_short", "clip_fraction_long", "loss", "entropy")
+        return dict.fromkeys((*names, "ratio_max", "ratio_min", "gradient_norm"))
+    clipped = ranks.gather(stats["clipped_rows"][:count])
+    parts = ranks.gather([{k: stats[k] for k in ("loss", "entropy", "ratio_max", "ratio_min")}])
     by_length = sorted(range(len(facts)), key=lambda n: facts[n]["tokens"])
     half = len(facts) // 2
-    return {
+    values = {
         "clip_fraction": mean(clipped),
         "clip_fraction_short": mean(clipped[n] for n in by_length[:half]),
         "clip_fraction_long": mean(clipped[n] for n in by_length[half:]),
+        "loss": sum(part["loss"] for part in parts),  # already divided by all rollouts
+        "entropy": sum(part["entropy"] for part in parts) / sum(fact["tokens"] for fact in facts),
+        "ratio_max": max(part["ratio_max"] for part in parts),
+        "ratio_min": min(part["ratio_min"] for part in parts),
+        "gradient_norm": stats["gradient_norm"],  # of the averaged gradient, equal on all ranks
     }
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def combine(stats: list[dict]) -> dict:
-    """update_policy's numbers of all ranks as one: their losses add up to the update's loss."""
+def cost_metrics(facts: list[dict], seconds: tuple[float, float], clock, ranks: Ranks) -> dict:
+    """Seconds of the slowest rank, what that makes a second, and the largest peak of memory."""
+    sampling, masks = (max(column) for column in zip(*ranks.gather([seconds]), strict=True))
     return {
-        "loss": sum(part["loss"] for part in stats),
-        "ratio_max": max(part["ratio_max"] for part in stats),
-        "ratio_min": min(part["ratio_min"] for part in stats),
-        "gradient_norm": stats[0]["gradient_norm"],  # of the averaged gradient, equal on all ranks
+        "seconds_sampling": sampling,
+        "seconds_masks": masks,
+        "seconds_policy": clock[2] - clock[1],
+        "tokens_per_second": sum(fact["tokens"] for fact in facts) / sampling,
+        "rollouts_per_second": len(facts) / (clock[2] - clock[0]),
+        "peak_memory_gib": max(ranks.gather([peak_memory(ranks.device)])),
     }
 
 
-def sample_heldout(model, tokenizer, problems, config: Config, ranks, label) -> list[dict]:
+def peak_memory(device: torch.device) -> float:
+    """GiB so far: of the GPU's allocator, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def sample_heldout(model, tokenizer, problems, config: Config, ranks, stop, label) -> list[dict]:
     """eval.evaluate with the problems dealt over the ranks; every rank returns all records."""
     mine = ranks.share(problems)
-    bar = Progress(f"held-out {label}", silent=ranks.rank > 0)
-    records = evaluate(
+    bar = Progress(f"held-out {label}", ranks.rank > 0, stop)
+    records = together(
+        ranks,
+        stop,
+        evaluate,
         model,
         tokenizer,
         mine,
@@ -444,32 +453,10 @@ def sample_heldout(model, tokenizer, problems, config: Config, ranks, label) -> 
 # ------------------------------------------------------------------------------------------ output
 
 
-class Log:
-    """The run's folder, written by rank 0."""
-
-    def __init__(self, config: Config, ranks: Ranks):
-        self.rank, self.history = ranks.rank, []
-        self.folder = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-        if self.rank == 0:
-            make_folder(self.folder)
-            if any(self.folder.iterdir()):
-                raise ValueError(f"--out {self.folder}: is not empty; name another folder")
-            text = json.dumps(dataclasses.asdict(config), indent=2)
-            (self.folder / "config.json").write_text(text + "\n")
-
-    def write(self, line: dict) -> None:
-        self.history.append(line)
-        self._append("metrics.jsonl", [line])
-
-    def write_samples(self, step, facts, saliency, advantages) -> None:
-        columns = zip(facts, saliency.tolist(), advantages.tolist(), strict=True)
-        lines = [{"step": step, **fact, "saliency": s, "advantage": a} for fact, s, a in columns]
-        self._append("samples.jsonl", lines)
-
-    def _append(self, name: str, lines: list[dict]) -> None:
-        if self.rank == 0:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+def sample_lines(step: int, facts, saliency, advantages) -> list[dict]:
+    """samples.jsonl's lines of an update."""
+    columns = zip(facts, saliency.tolist(), advantages.tolist(), strict=True)
+    return [{"step": step, **fact, "saliency": s, "advantage": a} for fact, s, a in columns]
 
 
 def mean(values) -> float:
@@ -479,10 +466,12 @@ def mean(values) -> float:
 
 def update_line(m: dict, steps: int) -> str:
     seconds = [m["seconds_sampling"], m["seconds_masks"], m["seconds_policy"]]
+    clipped = "" if m["clip_fraction"] is None else f"clipped {m['clip_fraction']:4.0%}  "
+    skipped = f"SKIPPED, not finite: {' '.join(m['skipped_questions'])}  " if m["skipped"] else ""
     return (
         f"update {m['step']:>3}/{steps}  outcome {m['outcome']:+.3f}  "
         f"saliency {m['saliency']:.3f}  reward {m['reward']:+.3f}  length {m['length']:5.1f}  "
-        f"clipped {m['clip_fraction']:4.0%}  {sum(seconds):4.1f} s "
+        f"{clipped}{skipped}{sum(seconds):4.1f} s "
         f"(sampling {seconds[0]:.1f}, masks {seconds[1]:.1f}, policy {seconds[2]:.1f})"
     )
 
@@ -492,84 +481,23 @@ def evaluation_line(label: str, summary: dict) -> str:
     return f"held-out {label}: {passes}  length {summary['tokens']:.1f} tokens"
 
 
-def parse_args(arguments=None) -> Config:
-    """Config from the command line: the preset's values, then the flags."""
-    return parse_command(arguments)[0]
-
-
-def parse_command(arguments=None) -> tuple[Config, bool, int | None]:
-    """Config, and what is no setting of a run: --dry-run and the --world-size to plan for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    entries = dataclasses.fields(Config)
-    for entry in entries:
-        flag = "--" + entry.name.replace("_", "-")
-        text = entry.metadata["help"]
-        if entry.default is not None:
-            text += f" (default: {entry.default})"
-        if PRESETS["paper"].get(entry.name) not in (None, entry.default):
-            text += f" (paper: {PRESETS['paper'][entry.name]})"
-        if entry.type is bool:
-            parser.add_argument(flag, action="store_true", default=None, help=text)
-            continue
-        kind = {int: int, int | None: int, float: float, float | None: float}.get(entry.type, str)
-        parser.add_argument(flag, type=kind, choices=entry.metadata["choices"], help=text)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would run, its memory and its time"
-    )
-    text = "GPUs to plan for with --dry-run (default: torchrun's, else 8 for paper, 1 for micro)"
-    parser.add_argument("--world-size", type=int, help=text)
-    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
-    dry_run, world_size = given.pop("dry_run"), given.pop("world_size", None)
-    if world_size is not None and not dry_run:
-        parser.error("--world-size plans, with --dry-run; torchrun's --nproc-per-node runs")
-    if world_size is not None and world_size < 1:
-        parser.error(f"--world-size {world_size}: must be at least 1")
-    if "steps" in given and "epochs" in given:
-        parser.error("--steps and --epochs both say how long to train: give one")
-    if "steps" in given:
-        given["epochs"] = None
-    elif "epochs" in given:
-        given["steps"] = None
-    config = Config(**PRESETS[given.get("preset", "micro")] | given)
-    for entry in entries:
-        value, flag = getattr(config, entry.name), "--" + entry.name.replace("_", "-")
-        least, above = entry.metadata["least"], entry.metadata["above"]
-        if isinstance(value, float) and not math.isfinite(value):
-            parser.error(f"{flag} {value}: must be a finite number")
-        if value is not None and least is not None and value < least:
-            parser.error(f"{flag} {value}: must be at least {least}")
-        if value is not None and above is not None and value <= above:
-            parser.error(f"{flag} {value}: must be above {above}")
-    if config.mask_init >= 0:
-        parser.error(f"--mask-init {config.mask_init}: must be below 0, or nothing is suppressed")
-    splits = DATASETS[config.dataset].splits
-    if config.train_split not in splits:
-        parser.error(f"--train-split {config.train_split}: {config.dataset} has "
-                     f"{', '.join(splits)}")  # fmt: skip
-    if splits[config.train_split] == splits["heldout"]:
-        parser.error(f"--train-split {config.train_split}: these are the problems held out for "
-                     "evaluation; train on others")  # fmt: skip
-    everyone = config.questions * config.rollouts
-    if everyone % config.micro_batch:
-        parser.error(
-            f"--micro-batch {config.micro_batch} does not divide the {everyone} rollouts of an "
-            f"update (--questions {config.questions} x --rollouts {config.rollouts}); "
-            "give a divisor"
-        )
-    return config, dry_run, world_size
-
-
 def main() -> None:
-    config, dry_run, world_size = parse_command()
+    config, options = parse_command()
+    rank = os.environ.get("RANK", "0")
     try:
-        if not dry_run:
-            train(config)
-        elif os.environ.get("RANK", "0") == "0":
-            planned = plan.plan_run(config, world_size)
+        if not options.dry_run:
+            train(config, options.resume)
+        elif rank == "0":
+            planned = plan.plan_run(config, options.world_size)
             print(plan.report(planned, plan.measured(planned, pick_device(config.device))))
     except (ValueError, OSError) as error:  # what a user gave: one sentence, no traceback
-        rank = os.environ.get("RANK", "0")
         sys.exit(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
+    except RuntimeError as error:
+        # A rank that waits for one that is gone: the other's message says why that is.
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if alone or not re.search("peer|gloo|nccl|process group", str(error), re.IGNORECASE):
+            raise
+        sys.exit(f"error on rank {rank}: another rank is gone ({str(error).splitlines()[0]})")
 
 
 if __name__ == "__main__":

@@ -262,11 +262,12 @@ def bench_decoding(shape: str, batch: int, rounds: int, tokens: int = T + A) -> 
 
 def bench_update() -> None:
     """A whole update of the micro preset."""
+    import config as settings
     import train
     from data.prompts import Tokenizer
     from ranks import Progress, Ranks
 
-    config, ranks = train.parse_args([]), Ranks(0, 1, torch.device("cpu"))
+    config, ranks = settings.parse_args([]), Ranks(0, 1, torch.device("cpu"))
     tokenizer, model = Tokenizer.from_directory(config.model), Llama.from_pretrained(config.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     questions = train.load_problems("micro", "train", limit=config.questions)
@@ -275,7 +276,7 @@ def bench_update() -> None:
     times = [clock(ranks.device)]
     sampled, prefill = train.sample_rollouts(model, tokenizer, questions, config, 0, ranks, bar)
     times.append(clock(ranks.device))
-    train.saliency_rewards(model, tokenizer, sampled, config, bar, prefill)
+    train.learn_saliency(model, tokenizer, sampled, config, bar, prefill)
     times.append(clock(ranks.device))
     train.update_policy(
         model,

@@ -381,11 +381,12 @@ def score(model, prompt, completion):
 def test_micro_batches_do_not_change_the_update(ratio):
     expected, whole = updated(tiny.llama(), micro_batch=8, passes=2, ratio=ratio)
     assert apart(expected, tiny.llama()) > 1e-3
-    clipped_rows = whole.pop("clipped_rows")
+    clipped_rows, broken = whole.pop("clipped_rows"), whole.pop("broken_rows")
     for size in (1, 2, 3):  # 3: the last one is smaller
         model, result = updated(tiny.llama(), micro_batch=size, passes=2, ratio=ratio)
         assert_same(model, expected)
         assert result.pop("clipped_rows") == pytest.approx(clipped_rows, abs=1e-6)
+        assert result.pop("broken_rows") == broken == []
         assert result == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
@@ -436,6 +437,7 @@ def test_rows_that_fill_up_a_rank_change_nothing():
     )
     assert_same(model, expected)
     assert filled.pop("clipped_rows") == result.pop("clipped_rows") + [0.0] * 3
+    assert filled.pop("broken_rows") == result.pop("broken_rows") == []
     assert filled == pytest.approx(result, rel=1e-5, abs=1e-6)
 
 

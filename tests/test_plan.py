@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import atman
+import config
 import plan
 import train
 from cache import Prefill
@@ -32,7 +33,7 @@ LLAMA = plan.SHAPES["meta-llama/Llama-3.2-3B"]
 
 
 def planned(*arguments, world_size=None) -> plan.Plan:
-    return plan.plan_run(train.parse_args([*map(str, arguments)]), world_size)
+    return plan.plan_run(config.parse_args([*map(str, arguments)]), world_size)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def dry_run(monkeypatch, capsys, *arguments) -> str:
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
     for loader in ("from_pretrained", "__init__"):
         monkeypatch.setattr(Llama, loader, lambda *_, **__: pytest.fail("a model was made"))
-    monkeypatch.setattr(train, "train", lambda config: pytest.fail("a training run began"))
+    monkeypatch.setattr(train, "train", lambda config, resume: pytest.fail("a training run began"))
     code = ""
     try:
         train.main()
@@ -283,7 +284,7 @@ def test_the_paper_preset_is_the_papers_but_for_the_gpus():
     revision = planned("--preset", "paper", "--model", plan.PAPER["model"] + "@main")
     assert plan.settings(revision)["model"] == plan.PAPER["model"]
     # Every setting is in the table, or is none.
-    names = {entry.name for entry in dataclasses.fields(train.Config)}
+    names = {entry.name for entry in dataclasses.fields(config.Config)}
     assert names - set(values) <= plan.NO_HYPERPARAMETER
 
 
@@ -301,7 +302,7 @@ def test_adamw_is_as_the_table_says(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.optim, "AdamW", Seen)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="seen"):
-        train.train(train.parse_args(["--device", "cpu", "--out", str(tmp_path / "run")]))
+        train.train(config.parse_args(["--device", "cpu", "--out", str(tmp_path / "run")]))
     atman.optimize_masks(
         tiny.llama(), *(tiny.ids(n, 4) for n in range(4)), atman.MaskConfig(steps=1)
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,11 +17,12 @@ from safetensors.torch import load_file
 import eval as evaluation
 import train
 from atman import MaskConfig
+from config import parse_args
 from data import load_problems
 from data.prompts import Tokenizer
 from model import Llama
 from ranks import Progress, Ranks, pick_device
-from train import draw_questions, fill_missing, parse_args
+from train import draw_questions, fill_missing
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -139,8 +141,8 @@ def test_sampling_and_masks_start_from_one_reading_of_the_prompts():
     read = []  # a forward pass of more than one column reads prompts
     model.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
     rollouts, prefill = train.sample_rollouts(model, tokenizer, questions, config, 0, ranks, bar)
-    saliency = train.saliency_rewards(model, tokenizer, rollouts, config, bar, prefill)
-    assert len(rollouts) == 16 and any(value == value for value in saliency)
+    train.learn_saliency(model, tokenizer, rollouts, config, bar, prefill)
+    assert len(rollouts) == 16 and any(math.isfinite(rollout.saliency) for rollout in rollouts)
     longest = max(len(rollout.prompt) for rollout in rollouts)
     assert [shape for shape in read if shape[1] > 1] == [(2, longest)]
 
@@ -265,8 +267,8 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
     ranks, bar = Ranks.start("cpu"), Progress("", silent=True)
     rollouts, _ = train.sample_rollouts(model, tokenizer, problems[:2], config, 0, ranks, bar)
-    saliency = train.saliency_rewards(model, tokenizer, rollouts, config, bar)
-    facts = [train.describe(*pair) for pair in zip(rollouts, saliency, strict=True)]
+    train.learn_saliency(model, tokenizer, rollouts, config, bar)
+    facts = [train.describe(rollout) for rollout in rollouts]
     assert [fact["id"] for fact in facts] == [f"mmlu/dev/anatomy/{n}" for n in (0, 1) for _ in said]
     assert [fact["number"] for fact in facts] == ["A", "B"] * 4
     assert [fact["outcome"] for fact in facts] == [0, -1] * 4
