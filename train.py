@@ -64,7 +64,7 @@ class Rollout:
 
 def train(config: Config, resume: bool = False) -> None:
     """Run config; with resume go on in config.out, if a run is there."""
-    ranks, stop = Ranks.start(config.device), Stop()
+    ranks = Ranks.start(config.device)
     ranks.say(f"loading {config.model} and the problems of {config.dataset}")
     with ranks.local_first():  # a machine's others find what it has downloaded
         directory = checkpoint_directory(config.model)
@@ -96,6 +96,8 @@ def train(config: Config, resume: bool = False) -> None:
         f"{ranks.world_size} x {ranks.device}, saliency {config.saliency}, writing {run.path}"
         + (f", going on after update {done}" if done else "")
     )
+
+    stop = Stop()
 
     def evaluate_heldout(step: int, count: int, label: str) -> dict:
         start = time.time()
@@ -189,8 +191,8 @@ def train(config: Config, resume: bool = False) -> None:
         if done and run.saved != done:
             run.save(done, model, optimizer, ranks, notes)
         ranks.say(
-            f"stopped by {signal.Signals(stop.signal).name} after update {done} of {steps}, saved; "
-            f"go on with --resume {run.path}"
+            f"stopped by {signal.Signals(stop.signal).name} after update {done} of {steps}; go on "
+            f"with --resume {run.path}"
         )
         ranks.stop()
         sys.exit(128 + stop.signal)
@@ -492,6 +494,8 @@ def main() -> None:
             print(plan.report(planned, plan.measured(planned, pick_device(config.device))))
     except (ValueError, OSError) as error:  # what a user gave: one sentence, no traceback
         sys.exit(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
+    except KeyboardInterrupt:  # before the loop, which takes it as a request to stop
+        sys.exit(128 + signal.SIGINT)
     except RuntimeError as error:
         # A rank that waits for one that is gone: the other's message says why that is.
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
