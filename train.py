@@ -16,7 +16,6 @@ Departures from section 3.4, beyond those in atman.py and grpo.py:
    any number of ranks works.
 """
 
-import copy
 import math
 import os
 import re
@@ -90,7 +89,7 @@ def train(config: Config, resume: bool = False) -> None:
         policy = DistributedDataParallel(model, gradient_as_bucket_view=True)
     autocast = torch.bfloat16 if half_precision(config, ranks.device) else None
     # Sampling and masks use the bare model, or a copy of it in half precision.
-    sampler = copy.deepcopy(model).to(autocast).requires_grad_(False) if autocast else model
+    sampler = empty_copy(model, autocast) if autocast else model
     ranks.say(
         f"{steps} updates of {config.questions} questions x {config.rollouts} rollouts on "
         f"{ranks.world_size} x {ranks.device}, saliency {config.saliency}, writing {run.path}"
@@ -206,6 +205,13 @@ def train(config: Config, resume: bool = False) -> None:
 
 def half_precision(config: Config, device: torch.device) -> bool:
     return (config.precision or ("bfloat16" if device.type == "cuda" else "float32")) == "bfloat16"
+
+
+def empty_copy(model: Llama, dtype: torch.dtype) -> Llama:
+    """A Llama of the same shape in dtype, without gradients; its weights are yet to be copied."""
+    with torch.device("meta"):
+        like = Llama(model.config).to(dtype)
+    return like.to_empty(device=model.embed_tokens.weight.device).requires_grad_(False)
 
 
 @torch.no_grad()
