@@ -369,17 +369,17 @@ def main() -> None:
         for shape, batch, rounds in [
             ("width 256", 1, 6),
             ("width 256", 8, 3),
-            ("width 512", 1, 3),
+            ("width 512", 1, 2),
             ("width 512", 8, 1),
         ]:
             bench_masks(shape, batch, rounds)
     if args.only in (None, "ragged"):
-        bench_ragged(3)
+        bench_ragged(2)
     if args.only in (None, "decoding"):
         print(f"\ngreedy decoding of {T + A} tokens, 8 rollouts a question")
         for shape in SHAPES:
-            bench_decoding(shape, 8, 3)
-            bench_decoding(shape, 64, 1 if shape == "width 512" else 2)
+            bench_decoding(shape, 8, 3 if shape == "width 256" else 2)
+            bench_decoding(shape, 64, 2 if shape == "width 256" else 1)
     if args.only in (None, "update"):
         bench_update()
 
