@@ -39,6 +39,7 @@ class Arm:
     words: list[dict[str, int]]
     reliance: dict[Key, dict] = field(default_factory=dict)
     map: dict[Key, dict] = field(default_factory=dict)
+    mask: dict | None = None  # how one mask came about: eval.follow_mask
 
     def own(self) -> dict[str, Ratios]:
         """All measures at the arm's own lengths; the map on each question's first correct trace."""
@@ -200,7 +201,7 @@ def columns_of(rows: list[tuple[str, list[str]]], heads: list[str], first: str =
     return "\n".join(lines)
 
 
-def reliance_table(arms: dict[str, dict[str, dict]]) -> str:
+def reliance_rows(arms: dict[str, dict[str, dict]]) -> list[tuple[str, list[str]]]:
     """How far each arm relies on its reasoning; arms: name -> measures."""
     rows = [
         (label, [cell(found.get(key)) for found in arms.values()])
@@ -209,11 +210,15 @@ def reliance_table(arms: dict[str, dict[str, dict]]) -> str:
     for fraction in FRACTIONS[:-1]:
         key = f"same answer at {fraction:.0%}"
         rows.append((f"  {key} of it", [cell(found.get(key)) for found in arms.values()]))
-    return columns_of(rows, list(arms), "reliance on the reasoning")
+    return rows
 
 
-def map_table(name: str, found: dict[str, dict]) -> str:
-    """Whether each ranking of one arm is right."""
+def reliance_table(arms: dict[str, dict[str, dict]]) -> str:
+    return columns_of(reliance_rows(arms), list(arms), "reliance on the reasoning")
+
+
+def map_rows(found: dict[str, dict]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Whether each ranking of one arm is right: heads and rows, none without a correct trace."""
     heads = {
         "comprehensiveness": "comprehensiveness (up)",
         "sufficiency": "sufficiency (down)",
@@ -223,19 +228,38 @@ def map_table(name: str, found: dict[str, dict]) -> str:
     names = [key.partition("/")[2] for key in found if key.startswith("comprehensiveness/")]
     tests = [key for key in heads if any(k.startswith(f"{key}/") for k in found)]
     rows = [(rank, [cell(found.get(f"{test}/{rank}")) for test in tests]) for rank in names]
-    if not rows:
+    return [heads[test] for test in tests], rows
+
+
+def map_title(name: str, found: dict[str, dict]) -> str:
+    tested = next((v for key, v in found.items() if key.startswith("comprehensiveness/")), None)
+    if not tested:
         return f"{name}: no correct trace, so no map to test"
-    questions = found[f"comprehensiveness/{names[0]}"]["questions"]
-    first = f"is the map right? {name}, {questions} traces"
-    text = columns_of(rows, [heads[test] for test in tests], first)
-    if "unlabelled" in found:
-        share = found["unlabelled"]["value"]
-        text += f"\nAUROC leaves out the {share:.1%} of characters that the parser does not know"
-    return text
+    return f"is the map right? {name}, {tested['questions']} traces"
 
 
-def difference_table(before: str, after: str, result: dict, words_by: str) -> str:
-    """One pair of arms, compare_arms' result; words_by: table1.describe_spacy's."""
+def map_note(found: dict[str, dict]) -> str:
+    """What the areas leave out; "" where there are none."""
+    share = found.get("unlabelled", {}).get("value")
+    if share is None:
+        return ""
+    return f"AUROC leaves out the {share:.1%} of characters that the parser does not know"
+
+
+def map_table(name: str, found: dict[str, dict]) -> str:
+    """Whether each ranking of one arm is right."""
+    heads, rows = map_rows(found)
+    if not rows:
+        return map_title(name, found)
+    return "\n".join(filter(None, (columns_of(rows, heads, map_title(name, found)),
+                                   map_note(found))))  # fmt: skip
+
+
+DIFFERENCE_HEADS = ["own lengths", "matched length", "matched questions"]
+
+
+def difference_rows(result: dict) -> list[tuple[str, list[str]]]:
+    """One pair of arms, compare_arms' result."""
     own, matched = result["own"], result["matched"]["differences"]
     labels = {key: label.strip() for key, (label, _) in ROWS.items()} | RELIANCE
     for key in own:
@@ -246,6 +270,10 @@ def difference_table(before: str, after: str, result: dict, words_by: str) -> st
         if key in own:
             cells = [cell(own[key], True), cell(matched.get(key), True)]
             rows.append((label, [*cells, str(matched.get(key, {}).get("questions", "-"))]))
-    heads = ["own lengths", "matched length", "matched questions"]
+    return rows
+
+
+def difference_table(before: str, after: str, result: dict, words_by: str) -> str:
+    """One pair of arms, compare_arms' result; words_by: table1.describe_spacy's."""
     note = f"paired by question; numbers, stop words and symbols by spaCy, {words_by}\n"
-    return note + columns_of(rows, heads, f"{after} - {before}")
+    return note + columns_of(difference_rows(result), DIFFERENCE_HEADS, f"{after} - {before}")

@@ -1,7 +1,7 @@
 """Evaluation: what checkpoints answer, and how faithful their reasoning is.
 
     python eval.py --model data/micro                          # held-out problems of the micro task
-    python eval.py --model data/micro --compare RUN_A RUN_B --limit 100 --out DIR
+    python eval.py --model data/micro --compare RUN_A RUN_B --limit 100
     python eval.py --model DIR --faithfulness off              # accuracy and Table 1 alone
     python eval.py --model meta-llama/Llama-3.2-3B-Instruct --dataset gsm8k
 
@@ -10,8 +10,10 @@ intervals from a bootstrap over questions: Table 1 (table1.py); how far each mod
 reasoning, and whether its saliency map is right (faithfulness.py); and for two checkpoints or more
 all paired differences, at their own lengths and at matched length (compare.py).
 
-With --out every finished batch is kept, and the same command goes on after an interruption. In the
-end DIR/results.json holds:
+A name is a checkpoint's or a run's: a folder that holds no weights, but checkpoint/, is a run's,
+and that checkpoint is read. --out DIR (default: runs/eval- and the time) receives report.html, its
+figures (report.py) and results.json. Every finished batch is kept there: after an interruption the
+same command with that --out goes on. In the end DIR/results.json holds:
 
     command, arguments, versions, seeds
     fractions, top_shares   faithfulness.FRACTIONS and TOP_SHARES
@@ -27,6 +29,11 @@ end DIR/results.json holds:
                         comprehensiveness and sufficiency (ranking -> a loss for each of
                         TOP_SHARES), auroc (column -> ranking -> area; micro), unlabelled (micro),
                         scores (mask and attribution of each reasoning token)
+        mask            how the mask of one correct trace came about, see `follow_mask`, or None
+        traces          what the report shows: each question's first correct sample, or its first.
+                        id, sample, tokens (the text of each of its reasoning), special (numbers of
+                        those that are names and no text), words (table1.word_spans)
+        run             the training run that the checkpoint is of, see `report.read_run`, or None
     pairs: a list of {before, after (names), own: name -> {value, low, high, questions},
         matched: {tolerance, traces: [id, sample before, sample after], map_traces: the same,
                   before, after (measures on these), differences}}
@@ -37,7 +44,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import platform
 import shlex
 import sys
@@ -45,8 +51,11 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 import bootstrap
-from atman import MaskConfig
+import report
+from atman import MaskConfig, optimize_masks
 from compare import (
     Arm,
     compare_arms,
@@ -59,7 +68,8 @@ from compare import (
 )
 from data import DATASETS, instruction, load_problems
 from data.prompts import Tokenizer
-from data.traces import split_trace
+from data.traces import gold_tail, split_trace
+from explain import pieces
 from faithfulness import (
     FRACTIONS,
     TOP_SHARES,
@@ -77,9 +87,11 @@ from hub import checkpoint_directory
 from journal import Journal
 from model import Llama, LlamaConfig
 from ranks import Progress, pick_device
-from table1 import counts_by_text, describe_spacy, load_spacy, summarize, table
+from runs import make_folder
+from table1 import counts_by_text, describe_spacy, load_spacy, summarize, table, word_spans
 
 MAP_BATCH = 8  # traces whose masks are learned together: neighbours in length, little padding
+FIGURE_SIZE = 128  # rows and columns that results.json keeps of a mask
 
 
 def evaluate(
@@ -161,7 +173,8 @@ def main() -> None:
         "seed": (int, 0, 0, "of the sampling, the changed numbers and the bootstrap"),
         "device": (str, None, None, "cpu or cuda, by default cuda where there is one"),
         "data-dir": (str, None, None, "folder with the dataset's files"),
-        "out": (str, None, None, "folder for results.json; an evaluation cut short goes on there"),
+        "out": (str, None, None, "folder for report.html and results.json; an evaluation cut short "
+                "goes on there (default: runs/eval- and the time)"),
     }  # fmt: skip
     parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
     parser.add_argument(
@@ -194,12 +207,14 @@ def main() -> None:
         value = getattr(args, name.replace("-", "_"))
         if None not in (least, value) and not least <= value < math.inf:
             parser.error(f"--{name} {value}: must be a number of at least {least}")
+    given = args.out
     try:
         run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        kept = "the same command goes on from here" if args.out else "nothing is kept without --out"
+        where = f" with --out {args.out}" if given is None else ""
+        kept = f"the same command{where} goes on from here" if args.out else "nothing was done yet"
         sys.exit(f"interrupted; {kept}")
 
 
@@ -209,14 +224,17 @@ def run(args: argparse.Namespace) -> None:
     args.limit = args.limit or (300 if args.dataset == "micro" else 500)
     problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
     args.max_new_tokens = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens[args.split]
-    directories = {name: checkpoint_directory(name, "--compare") for name in args.compare}
-    directories[args.model] = checkpoint_directory(args.model)
+    directories = {name: weights_of(name, "--compare") for name in args.compare}
+    directories[args.model] = weights_of(args.model)
     tokenizers = {name: Tokenizer.from_directory(path) for name, path in directories.items()}
     for name, directory in directories.items():  # all of them, before the first is sampled
         tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
-    if args.out:  # before the work, not after it
-        make_folder(Path(args.out))
-    journal = Journal(args.out and Path(args.out), journal_settings(args, directories))
+    if not args.out:
+        args.out = str(new_folder(Path("runs")))
+        say(f"report and results: {args.out}")
+    folder = Path(args.out)
+    make_folder(folder)  # before the work, not after it
+    journal = Journal(folder, journal_settings(args, directories))
 
     def stage(work, name, *inputs):
         model = Llama.from_pretrained(directories[name], device=device)
@@ -246,6 +264,7 @@ def run(args: argparse.Namespace) -> None:
         for before, after in itertools.combinations(arms, 2)
     ]
     if args.faithfulness == "on":
+        examples = report.examples({name: arm.records for name, arm in arms.items()})
         for name, arm in arms.items():
             arm.reliance = stage(measure_reliance, name, arm)
             say(reliance_table({name: describe(arm.own())}))
@@ -254,6 +273,7 @@ def run(args: argparse.Namespace) -> None:
             keys |= {pair[0] for before, _, (_, maps) in pairs for pair in maps if before == name}
             keys |= {pair[1] for _, after, (_, maps) in pairs for pair in maps if after == name}
             arm.map = stage(measure_maps, name, arm, keys)
+            arm.mask = stage(follow_mask, name, arm, examples)
             intervals[name] = describe(arm.own())
             say(map_table(name, intervals[name]))
         if len(arms) > 1:
@@ -265,20 +285,19 @@ def run(args: argparse.Namespace) -> None:
         result["matched"]["tolerance"] = args.matched
         compared.append({"before": before, "after": after} | result)
         say(difference_table(before, after, result, describe_spacy(pipeline)))
-    if args.out:
-        models = {
-            name: {"checkpoint": str(directories[name]), "summary": columns[name]}
-            | {"measures": intervals[name]} | arm_results(arm)
-            for name, arm in arms.items()
-        }  # fmt: skip
-        path = Path(args.out) / "results.json"
-        beside = path.with_suffix(".tmp")
-        beside.write_text(
-            json.dumps(about(args, pipeline) | {"models": models, "pairs": compared}, indent=1)
-        )
-        os.replace(beside, path)  # whole or not at all
-        journal.finish()
-        print(f"wrote {path}")
+    models = {
+        name: {"checkpoint": str(directories[name]), "summary": columns[name]}
+        | {"measures": intervals[name]} | arm_results(arm)
+        | {"traces": shown_traces(arm.records, tokenizers[name], pipeline, len(arms))}
+        | {"run": report.read_run(directories[name])}
+        for name, arm in arms.items()
+    }  # fmt: skip
+    text = json.dumps(about(args, pipeline) | {"models": models, "pairs": compared}, indent=1)
+    path = folder / "results.json"
+    report.write_whole(path, text.encode())
+    print(f"wrote {path}")
+    print(f"wrote {report.write_report(folder, json.loads(text))}")
+    journal.finish()
 
 
 def arm_results(arm: Arm) -> dict:
@@ -294,7 +313,29 @@ def arm_results(arm: Arm) -> dict:
         "records": arm.records,
         "reliance": list(arm.reliance.values()),
         "map": list(arm.map.values()),
+        "mask": arm.mask,
     }
+
+
+def shown_traces(records: list[dict], tokenizer, pipeline, arms: int) -> list[dict]:
+    """Tokens and words of the traces that the report of so many arms shows."""
+    chosen = report.shown_records(records, arms)
+    rows = []
+    for r, words in zip(chosen, word_spans([r["text"] for r in chosen], pipeline), strict=True):
+        tokens = pieces(r["reasoning"], tokenizer)
+        special = [n for n, token in enumerate(tokens) if token.special]
+        texts = [token.text for token in tokens]
+        rows.append({"id": r["id"], "sample": r["sample"], "tokens": texts, "special": special}
+                    | {"words": words})  # fmt: skip
+    return rows
+
+
+def weights_of(name: str, flag: str = "--model") -> Path:
+    """checkpoint_directory; the folder of a run, which holds no weights, stands for checkpoint/."""
+    directory = checkpoint_directory(name, flag)
+    of_run = directory / "checkpoint"
+    own = any(directory.glob("*.safetensors*"))
+    return of_run if (of_run / "config.json").is_file() and not own else directory
 
 
 def headline(name: str, found: dict[str, dict]) -> str:
@@ -446,49 +487,60 @@ def measure_maps(model, tokenizer, arm, keys, args, journal, name, bar) -> dict:
     return {key: done[key] for key in sorted(keys)}
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder to write to. ValueError naming --out when that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"--out {folder}: cannot be made ({reason}); name another") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {folder}: may not be written to; name another")
+def follow_mask(model, tokenizer, arm, examples, args, journal, name, bar) -> dict | None:
+    """How the mask of one correct trace comes about: Figure 1. None without a correct trace.
 
-
-def curves(history: list[dict], path: Path) -> None:
-    """Learning curves as a PNG: accuracy and pass@4, reasoning length, and the three rewards.
-
-    history: metrics.jsonl's lines; `eval` entries hold a summary, others a step's rewards.
+    examples: report.examples's questions; of these, then of all, the first that it answers right.
+    id, sample, size: of H, [R, T]; steps: numbers of three of them; masks: H after these, rows of
+    columns, None where w < v, reduced to means of blocks where it is larger than FIGURE_SIZE;
+    probability: of the whole gold answer, before each step and after the last.
     """
-    import matplotlib
+    correct = {key[0]: key for key in first_correct(arm.records)}
+    key = next((correct[q] for q in [*examples, *correct] if q in correct), None)
+    if key is None:
+        return None
+    done = journal.rows("mask", name)
+    halves = [args.mask_steps // 2, args.mask_steps]
+    count = bar.phase("one mask", sum(halves), unit="mask step")
+    if key not in done:
+        (record,) = (r for r in arm.records if (r["id"], r["sample"]) == key)
+        case = make_case(record, tokenizer, args)
+        delimiter, answer = gold_tail(case.trace, case.gold, tokenizer)
+        parts = [case.prompt], [case.trace.reasoning], [delimiter], [answer]
+        found = [  # a shorter optimisation is the beginning of the longer one
+            optimize_masks(model, *parts, MaskConfig(steps=steps), count) for steps in halves
+        ]
+        last = found[-1]
+        start = MaskConfig().init * last.region
+        masks = [blocks(mask[0], last.region[0]) for mask in (start, *(f.mask for f in found))]
+        losses = last.losses[:, 0].tolist()  # means over the answer's tokens
+        row = {"id": key[0], "sample": key[1], "size": list(last.region[0].shape)}
+        row |= {"steps": [0, *halves], "masks": masks}
+        row["probability"] = [math.exp(-len(answer) * loss) for loss in losses]
+        journal.add("mask", name, [row])
+    return done[key]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    evals = [line for line in history if "eval" in line]
-    steps = [line for line in history if "outcome" in line]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for key in ("pass@1", "pass@4"):
-        points = [(line["step"], line["eval"][key]) for line in evals if key in line["eval"]]
-        left.plot(*zip(*points, strict=True), marker="o", label=key)
-    left.set(title="held-out accuracy", xlabel="update", ylim=(0, 1.02))
-    middle.plot([e["step"] for e in evals], [e["eval"]["tokens"] for e in evals], marker="o",
-                label="held-out")  # fmt: skip
-    middle.plot(
-        [s["step"] for s in steps], [s["length"] for s in steps], alpha=0.6, label="rollouts"
-    )
-    middle.set(title="mean reasoning length (tokens)", xlabel="update")
-    middle.set_ylim(bottom=0)
-    for key in ("outcome", "saliency", "reward"):
-        right.plot([s["step"] for s in steps], [s[key] for s in steps], label=key)
-    right.set(title="mean reward of the rollouts", xlabel="update")
-    for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def blocks(mask, region) -> list[list[float | None]]:
+    """A mask (R, T) as lists, None outside the region; means of blocks where it is large."""
+    inside = region.cpu().numpy()
+    values = np.where(inside, mask.double().cpu().numpy(), 0.0)
+    counts = inside.astype(float)
+    for axis, size in enumerate(values.shape):
+        starts = np.arange(0, size, math.ceil(size / FIGURE_SIZE))
+        values = np.add.reduceat(values, starts, axis)
+        counts = np.add.reduceat(counts, starts, axis)
+    return [
+        [float(f"{v / n:.4g}") if n else None for v, n in zip(vs, ns, strict=True)]
+        for vs, ns in zip(values, counts, strict=True)
+    ]
+
+
+def new_folder(parent: Path) -> Path:
+    """A name for results that is not taken: eval- and the time."""
+    name = parent / f"eval-{time.strftime('%Y%m%d-%H%M%S')}"
+    taken = (name.with_name(f"{name.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([name], taken) if not path.exists())
 
 
 if __name__ == "__main__":

@@ -536,13 +536,13 @@ def _section(heat: HeatMap) -> str:
         f"<h3><bdi>{escape(heat.label)}</bdi></h3>",
         f'<p class="failure">{escape(heat.failure)}</p>' if heat.failure else "",
         *(f'<p dir="auto">{escape(note)}</p>' for note in heat.notes),
-        f"<details><summary>prompt, {len(heat.prompt)} tokens</summary>{_box(heat.prompt)}"
+        f"<details><summary>prompt, {len(heat.prompt)} tokens</summary>{box(heat.prompt)}"
         "</details>",
         f"<h4>reasoning, {len(heat.reasoning)} tokens</h4>",
-        _box(heat.reasoning, heat.saliency, heat.kind),
-        f"<h4>delimiter</h4>{_box(heat.delimiter)}",
-        f"<h4>answer{f' ({escape(heat.source)})' if heat.answer else ''}</h4>{_box(heat.answer)}",
-        f"<h4>sampled after it, or in its place</h4>{_box(heat.rest)}" if heat.rest else "",
+        box(heat.reasoning, heat.saliency, heat.kind),
+        f"<h4>delimiter</h4>{box(heat.delimiter)}",
+        f"<h4>answer{f' ({escape(heat.source)})' if heat.answer else ''}</h4>{box(heat.answer)}",
+        f"<h4>sampled after it, or in its place</h4>{box(heat.rest)}" if heat.rest else "",
     ]
     if heat.failure:
         return "".join(parts)
@@ -556,9 +556,15 @@ def _section(heat: HeatMap) -> str:
             f"<p>loss {heat.losses[0]:.3f} → {heat.losses[-1]:.3f} nats per answer token in "
             f"{len(heat.losses) - 1} steps</p>"
         )
+    return "".join(parts) + ranked(heat)
+
+
+def ranked(heat: HeatMap) -> str:
+    """Sentences, equations and the strongest tokens with their saliency, as HTML."""
+    parts = []
     for name, found in (("sentences", sentences(heat)), ("equations", equations(heat))):
         rows = [(unit.saliency, escape(unit.text.strip())) for unit in found]
-        parts.append(f"<h4>{name}, {TOGETHER[heat.kind]}</h4>{_table(rows, heat.kind)}")
+        parts.append(f"<h4>{name}, {TOGETHER[heat.kind]}</h4>{value_table(rows, heat.kind)}")
     for name, tokens in zip((ABOVE, BELOW), strongest(heat), strict=True):
         rows = [
             (
@@ -568,11 +574,11 @@ def _section(heat: HeatMap) -> str:
             )
             for n in tokens
         ]
-        parts.append(f"<h4>tokens, most {name[heat.kind]}</h4>{_table(rows, heat.kind)}")
+        parts.append(f"<h4>tokens, most {name[heat.kind]}</h4>{value_table(rows, heat.kind)}")
     return "".join(parts)
 
 
-def _box(pieces: list[Piece], saliency: list[float] = (), kind: str = "") -> str:
+def box(pieces: list[Piece], saliency: list[float] = (), kind: str = "") -> str:
     """Tokens as HTML, each line a paragraph with a direction of its own; numbers are tooltips.
 
     In one paragraph "5 * 2 = 10" below a line of Arabic would be turned around.
@@ -594,7 +600,7 @@ def _box(pieces: list[Piece], saliency: list[float] = (), kind: str = "") -> str
     return f'<div class="text">{content}</div>'
 
 
-def _table(rows: list[tuple[float, str]], kind: str) -> str:
+def value_table(rows: list[tuple[float, str]], kind: str) -> str:
     """Numbers beside texts that are HTML already."""
     if not rows:
         return "<p>(none)</p>"

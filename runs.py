@@ -5,7 +5,7 @@
     folder.save(step, model, optimizer, ranks, {...})
     step, notes = folder.restore(model, optimizer, ranks)
 
-    config.json                     the settings
+    config.json, commands.txt       the settings; what was typed, a line per start
     metrics.jsonl, samples.jsonl    a line per update and evaluation; a line per rollout
     checkpoints/step-00000010/      the model as Hugging Face writes it, optimizer.safetensors,
                                     and state.json: the step, how long the logs were, every file's
@@ -21,7 +21,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -71,13 +73,14 @@ class RunFolder:
         folder = cls(path, config, ranks)
         if ranks.rank == 0:
             make_folder(path)
-            folder.write_config()
         return folder
 
     def write_config(self) -> None:
         part = self.path / ".config.json"
         write_json(part, dataclasses.asdict(self.config) | {"out": str(self.path)})
         os.replace(part, self.path / "config.json")
+        with open(self.path / "commands.txt", "a", encoding="utf-8") as file:
+            file.write(shlex.join(["python", *sys.argv]).replace("\n", " ") + "\n")
 
     # ------------------------------------------------------------------------------------- logs
 
@@ -132,9 +135,12 @@ class RunFolder:
                     "environment": environment(ranks),
                     "files": {path.name: fingerprint(path) for path in sorted(part.iterdir())},
                 }
-                write_json(part / STATE, state)
-            for old in self.checkpoints()[self.config.keep :]:
-                shutil.rmtree(old, ignore_errors=True)
+                write_json(part / STATE, state | {"sha256": digest(state)})
+            kept = [f for f in self.checkpoints() if f.name <= self.checkpoint(step).name]
+            # What else is there is older, was passed over as damaged, or was left by a kill.
+            for old in self.checkpoint(step).parent.glob("*step-*"):
+                if old not in kept[: self.config.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
         self.saved = step
 
     def save_best(self, model, score: dict) -> None:
@@ -159,6 +165,8 @@ class RunFolder:
         checkpoints and none of them is whole.
         """
         found, tensors = self.read_newest(model, ranks) if ranks.rank == 0 else (None, {})
+        if ranks.rank == 0:
+            self.write_config()  # only now: a run that cannot go on keeps the settings it had
         (found,) = ranks.gather([found] if ranks.rank == 0 else [])
         self.history, self.saved = found["history"], found["step"] or None
         if self.saved is None:
@@ -201,12 +209,13 @@ class RunFolder:
         return {"step": 0, "history": []}, {}
 
     def cut_logs(self, sizes: dict[str, int]) -> None:
-        for name in LOGS:
-            path, size = self.path / name, sizes.get(name, 0)
-            there = path.stat().st_size if path.exists() else 0
-            if there < size:
+        logs = {self.path / name: sizes.get(name, 0) for name in LOGS}
+        there = {path: path.stat().st_size if path.exists() else 0 for path in logs}
+        for path, size in logs.items():
+            if there[path] < size:
                 raise ValueError(f"{path}: is shorter than the checkpoint says; put it back")
-            if there > size:
+        for path, size in logs.items():
+            if there[path] > size:
                 os.truncate(path, size)
 
 
@@ -226,11 +235,18 @@ def fingerprint(path: Path) -> list:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
+def digest(state: dict) -> str:
+    """sha256 of state.json's content, which holds that of every other file."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None when every file is as it was written."""
     try:
-        files = read_json(folder / STATE)["files"]
-        for name, expected in files.items():
+        state = read_json(folder / STATE)
+        if state.pop("sha256", None) != digest(state):
+            return f"{STATE} is not as it was written"
+        for name, expected in state["files"].items():
             if fingerprint(folder / name) != expected:
                 return f"{name} is not as it was written"
     except (OSError, ValueError, KeyError) as error:

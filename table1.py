@@ -94,9 +94,38 @@ def counts_by_text(texts, pipeline) -> list[dict[str, int]]:
                 counts["symbols"] += token.pos_ == "SYM"
             else:
                 counts["numbers"] += token.like_num
-                counts["symbols"] += token.is_currency or token.text in OPERATORS
+                counts["symbols"] += is_symbol(token)
         rows.append(counts)
     return rows
+
+
+WORD_KINDS = ("number", "symbol", "stop word", "punctuation", "other")
+
+
+def word_spans(texts, pipeline) -> list[list[list]]:
+    """The words of each text: [start, end, one of WORD_KINDS, the pipeline's name for it].
+
+    [start, end) in characters; white space is no word. A word that counts twice in Table 1, as
+    "two" does, has the first of its kinds. The name is the part of speech, "" without a tagger.
+    """
+    rows = []
+    for doc in pipeline.pipe(texts):
+        tagged = doc.has_annotation("POS")
+        rows.append([])
+        for token in doc:
+            if token.is_space:
+                continue
+            number = token.pos_ == "NUM" if tagged else token.like_num
+            symbol = token.pos_ == "SYM" if tagged else is_symbol(token)
+            is_kind = (number, symbol, token.is_stop, token.is_punct, True)
+            kind = WORD_KINDS[is_kind.index(True)]
+            rows[-1].append([token.idx, token.idx + len(token), kind, token.pos_])
+    return rows
+
+
+def is_symbol(token) -> bool:
+    """Without a tagger: currency marks and arithmetic operators."""
+    return token.is_currency or token.text in OPERATORS
 
 
 def table1_ratios(records: list[dict], words: list[dict[str, int]]) -> dict[str, Ratios]:
@@ -149,6 +178,15 @@ def summarize(records: list[dict], pipeline) -> dict:
     return summary
 
 
+def cell(value: float, share: bool, found: dict | None) -> tuple[str, str]:
+    """A number of Table 1, and its interval (found: bootstrap.interval) or ""."""
+    text = f"{value:.1%}" if share else f"{value:.1f}"
+    if not found or found["low"] is None:
+        return text, ""
+    scale = 100 if share else 1
+    return text, f"[{scale * found['low']:.1f}, {scale * found['high']:.1f}]"
+
+
 def table(columns: dict[str, dict], pipeline, intervals: dict[str, dict] | None = None) -> str:
     """Summaries side by side as text.
 
@@ -167,13 +205,10 @@ def table(columns: dict[str, dict], pipeline, intervals: dict[str, dict] | None 
             continue
         line = f"{label:<24}"
         for name, summary in columns.items():
-            cell = f"{summary[key]:.1%}" if share else f"{summary[key]:.1f}"
-            found = intervals[name][key] if intervals else {"low": None}
-            if found["low"] is not None:
-                scale = 100 if share else 1
-                ends = f"[{scale * found['low']:.1f}, {scale * found['high']:.1f}]"
-                cell += f" {ends:>14}"
-            line += f"{cell:>{width}}"
+            value, ends = cell(summary[key], share, intervals and intervals[name][key])
+            if ends:
+                value += f" {ends:>14}"
+            line += f"{value:>{width}}"
         if changes and key in last:
             difference = last[key] - first[key]
             if "pass@" in key or key in ("truncated", "no_delimiter"):

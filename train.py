@@ -35,13 +35,14 @@ from config import Config, parse_command
 from data import Problem, instruction, load_problems
 from data.prompts import Tokenizer
 from data.traces import Trace, split_trace
-from eval import curves, evaluate
+from eval import evaluate
 from faithfulness import optimize_traces
 from grpo import generate, group_advantages, outcome_reward, update_policy
 from hub import checkpoint_directory
 from model import Llama
 from optimizer import make_optimizer
 from ranks import Interrupted, Progress, Ranks, Stop, pick_device, together
+from report import curves
 from runs import RunFolder
 from table1 import load_spacy, summarize, table
 
@@ -64,6 +65,7 @@ class Rollout:
 def train(config: Config, resume: bool = False) -> None:
     """Run config; with resume go on in config.out, if a run is there."""
     ranks = Ranks.start(config.device)
+    torch.manual_seed(config.seed)  # nothing here draws from it; should a library, then by the seed
     ranks.say(f"loading {config.model} and the problems of {config.dataset}")
     with ranks.local_first():  # a machine's others find what it has downloaded
         directory = checkpoint_directory(config.model)
@@ -157,6 +159,8 @@ def train(config: Config, resume: bool = False) -> None:
             clock.append(time.time())
 
             skipped = stats is None or stats["steps"] < config.passes
+            if skipped and not broken:  # a gradient does not say whose it is: all are named
+                broken = [question.id for question in questions]
             notes["skipped_in_a_row"] = notes["skipped_in_a_row"] + 1 if skipped else 0
             metrics = {
                 "step": step + 1,
@@ -169,7 +173,7 @@ def train(config: Config, resume: bool = False) -> None:
                 **policy_metrics(stats, len(rollouts), facts, ranks),
                 "lr": config.lr,
                 "skipped": int(skipped),
-                "skipped_questions": sorted(set(broken)),
+                "skipped_questions": sorted(set(broken)) if skipped else [],
                 **cost_metrics(facts, seconds, clock, ranks),
             }
             run.write(metrics)
@@ -180,7 +184,7 @@ def train(config: Config, resume: bool = False) -> None:
                 run.save(done, model, optimizer, ranks, notes | {"skipped_in_a_row": 0})
                 raise ValueError(
                     f"{MOST_SKIPPED} updates in a row met numbers that are not finite (the last on "
-                    f"questions {', '.join(metrics['skipped_questions']) or 'of any kind'}) and "
+                    f"questions {', '.join(metrics['skipped_questions'])}) and "
                     f"were skipped; try a lower --lr, then --resume {run.path}"
                 )
             if done % config.save_every == 0 or done == steps:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import eval as evaluation
+from atman import MaskConfig, optimize_masks
 from bootstrap import difference, interval
 from compare import map_ratios, nearest_lengths, reliance_ratios
 from journal import Journal
@@ -144,6 +145,25 @@ def test_a_damaged_journal_is_named(tmp_path):
         Journal(tmp_path, {})
 
 
+def test_a_large_mask_is_kept_as_means_of_blocks(monkeypatch):
+    monkeypatch.setattr(evaluation, "FIGURE_SIZE", 2)
+    mask = torch.arange(12.0).view(4, 3)
+    region = torch.ones(4, 3).tril().bool()
+    # rows 0 and 1, 2 and 3; columns 0 and 1, 2: of the first block 0, 3 and 4 are inside
+    assert evaluation.blocks(mask, region) == [[2.333, None], [8.0, 9.5]]
+    monkeypatch.setattr(evaluation, "FIGURE_SIZE", 4)
+    assert evaluation.blocks(mask, region)[1] == [3.0, 4.0, None]
+
+
+def test_a_folder_of_results_is_never_taken_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.time, "strftime", lambda _: "now")
+    names = []
+    for _ in range(3):
+        names.append(evaluation.new_folder(tmp_path).name)
+        (tmp_path / names[-1]).mkdir()
+    assert names == ["eval-now", "eval-now-2", "eval-now-3"]
+
+
 # ------------------------------------------------------------------------- the command, in process
 
 
@@ -167,7 +187,8 @@ def whole(other, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         results = command(other, out, patch)
-    assert [file.name for file in out.iterdir()] == ["results.json"]
+    figures = {f"figure{n}.png" for n in (1, 3, 4, 5)}  # no run has trained these: no Figure 2
+    assert {file.name for file in out.iterdir()} == {"results.json", "report.html", *figures}
     return results, printed.getvalue()
 
 
@@ -237,6 +258,22 @@ def test_results_json_holds_what_its_description_says(other, whole):
         assert entry["measures"]["pass@1"]["value"] == pytest.approx(entry["summary"]["pass@1"])
         row = entry["map"][0]
         assert len(row["scores"]["mask"]) == row["length"] and len(row["sufficiency"]["mask"]) == 5
+        texts = {(r["id"], r["sample"]): r["text"] for r in entry["records"]}
+        assert len(entry["traces"]) == 3
+        for trace in entry["traces"]:
+            text = texts[trace["id"], trace["sample"]]
+            assert "".join(trace["tokens"]) == text and trace["special"] == []
+            words = "".join(text[start:end] for start, end, *_ in trace["words"])
+            assert words == "".join(text.split())
+        mask, lasts = entry["mask"], entry["mask"]["masks"]
+        assert mask["steps"] == [0, 1, 2] and len(mask["probability"]) == 3
+        assert [len(lasts[0]), len(lasts[0][0])] == mask["size"]
+        for one in lasts:
+            assert all((v is None) == (c > r) for r, row in enumerate(one)
+                       for c, v in enumerate(row))  # fmt: skip
+        assert {v for row in lasts[0] for v in row} == {-0.4, None}
+        assert lasts[0] != lasts[1] != lasts[2] and lasts[2][-1][0] == pytest.approx(-0.4, abs=0.01)
+        assert entry["run"] is None
     (pair,) = results["pairs"]
     assert (pair["before"], pair["after"]) == (str(other), "data/micro")
     values = [results["models"][pair[side]]["measures"]["tokens"]["value"]
@@ -261,3 +298,41 @@ def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch, capsy
     assert "accuracy (pass@1)" in printed and "reliance" not in printed
     (entry,) = json.loads((tmp_path / "results.json").read_text())["models"].values()
     assert entry["reliance"] == entry["map"] == [] and "necessity" not in entry["measures"]
+
+
+def test_a_shorter_optimisation_is_the_beginning_of_a_longer_one():
+    """So that Figure 1's mask half-way is that of the curve beside it."""
+    model = Llama.from_pretrained(ROOT / "data/micro")
+    parts = [[1, 2, 3]], [[4, 5, 6, 7]], [[8]], [[9, 10]]
+    short, long = (optimize_masks(model, *parts, MaskConfig(steps=n)) for n in (3, 6))
+    assert torch.equal(short.losses, long.losses[:4])
+
+
+def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "data/micro", run / "checkpoint")
+    (run / "config.json").write_text(json.dumps({"saliency": "none", "seed": 7}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "outcome": -0.5, "length": 30}\n')
+    assert evaluation.weights_of(str(run)) == run / "checkpoint"
+    assert evaluation.weights_of(str(run / "checkpoint")) == run / "checkpoint"
+    shutil.copytree(run / "checkpoint", run / "checkpoint/checkpoint")  # weights of its own win
+    assert evaluation.weights_of(str(run / "checkpoint")) == run / "checkpoint"
+
+    monkeypatch.chdir(tmp_path)
+    arguments = "--model run --limit 1 --samples 1 --faithfulness off --device cpu"
+    monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split()])
+    evaluation.main()
+    (folder,) = (tmp_path / "runs").iterdir()
+    names = {"results.json", "report.html", "figure2.png", "figure3.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert f"wrote runs/{folder.name}/report.html" in capsys.readouterr().out
+    (entry,) = json.loads((folder / "results.json").read_text())["models"].values()
+    assert entry["run"]["config"]["seed"] == 7 and entry["run"]["updates"] == [[1, -0.5, 30]]
+    assert "baseline: trained with the outcome reward only" in (folder / "report.html").read_text()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "sample", interrupt)
+    with pytest.raises(SystemExit, match="with --out runs/eval-.* goes on from here"):
+        evaluation.main()

@@ -1,0 +1,392 @@
+"""The report: hostile text anywhere, numbers that are results.json's, figures, what is missing."""
+
+import json
+import math
+import os
+import re
+import warnings
+
+import pytest
+
+import report
+from compare import RELIANCE, Arm, compare_arms, matched_traces, measures
+from eval import arm_results
+from faithfulness import FRACTIONS
+from table1 import ROWS, load_spacy, summarize, word_spans
+from tests.test_heat import HOSTILE, Reader, acts, contrast, rgb
+
+ELEMENTS = set(
+    "html head meta title style body section nav article a h1 h2 h3 h4 p pre i bdi small "
+    "span div details summary table thead tbody tr th td picture source img".split()
+)
+ATTRIBUTES = set("class title dir lang charset http-equiv content name id href src srcset media "
+                 "alt scope tabindex".split())  # fmt: skip
+RANKINGS = ("mask", "attribution", "random")
+PNG = b"\x89PNG\r\n\x1a\n"
+RUN = {
+    "folder": "runs/a",
+    "config": {"saliency": "mask", "saliency_weight": 0.5, "gate_saliency": True, "steps": None},
+    "evals": [[0, 0.5, 60.0], [4, 0.75, 40.0]],
+    "updates": [[n, -0.5 + n / 10, 60.0 - n] for n in range(1, 5)],
+}
+
+
+def one_arm(seed, text, problems=4, correct=True, label="NUM"):
+    """An arm with two samples a question; correct: the first one is right."""
+    half = len(text) // 2
+    tokens = [text[n : n + 3] for n in range(0, len(text), 3)] if len(text) < 5000 else [text]
+    records, traces = [], []
+    for n in range(problems):
+        for sample in range(2):
+            right = correct and sample == 0
+            records.append({
+                "id": f"q{n}", "question": text[:500] or "?", "gold": "4", "sample": sample,
+                "text": text, "reasoning": list(range(len(tokens) + n + seed)),
+                "number": "4" if right else None, "correct": right, "valid": right,
+                "truncated": not right, "no_delimiter": False,
+            })  # fmt: skip
+        words = [[0, half, "number", label], [half, len(text), label, label]] * bool(text)
+        traces.append({"id": f"q{n}", "sample": 0, "tokens": tokens, "special": [0] * (n == 1),
+                       "words": words})  # fmt: skip
+    words = [{"tokens": 5 + n, "numbers": 2, "stop_words": seed, "symbols": 1} for n in
+             range(len(records))]  # fmt: skip
+    arm = Arm(records, words)
+    for r in records * correct:
+        key = (r["id"], r["sample"])
+        if not r["valid"]:
+            continue
+        n = int(r["id"][1:])
+        arm.reliance[key] = {"id": r["id"], "sample": 0, "length": 9, "same": [n > 2] * 3
+                             + [seed > 0, True, True], "necessity": 0.1 * n + seed / 7,
+                             "direct": 0.01 * n, "corruption": n % 2 == 0}  # fmt: skip
+        losses = {name: [(n + k + place) / 13 for k in range(5)]
+                  for place, name in enumerate(RANKINGS)}  # fmt: skip
+        arm.map[key] = {
+            "id": r["id"], "sample": 0, "length": len(tokens), "probability": 0.9,
+            "comprehensiveness": losses, "sufficiency": losses, "unlabelled": [n, 50],
+            "auroc": {"all tokens": {name: 0.2 * n for name in RANKINGS}, "no punctuation": {}},
+            "scores": {k: [(-1) ** i / (i + 1) for i in range(len(tokens))]
+                       for k in ("mask", "attribution")},
+        }  # fmt: skip
+    steps = [0, 2, 4]
+    masks = [[[-0.4 + k * n / 20 if v <= n else None for v in range(3)] for n in range(4)]
+             for k in steps]  # fmt: skip
+    if correct:
+        arm.mask = {"id": "q0", "sample": 0, "size": [4, 3], "steps": steps, "masks": masks,
+                    "probability": [0.1, 0.2, 0.4, 0.7, 0.9]}  # fmt: skip
+    return arm, traces
+
+
+def results(names=("a/run", "b"), text="So 2 + 2 = 4.\n", other="no", runs=(RUN, None), **options):
+    """What eval.py would write; other: what stands in the places beside traces and names."""
+    arms, models = {}, {}
+    for n, (name, run) in enumerate(zip(names, runs, strict=False)):
+        arms[name], traces = one_arm(n, text, **options)
+        own = arms[name].own()
+        models[name] = {
+            "checkpoint": other, "summary": summarize(arms[name].records, load_spacy(None))
+            if text == "So 2 + 2 = 4.\n" else {"problems": 4, "samples": 2, "pass@1": 0.5},
+            "measures": measures(own, 50, 0), **arm_results(arms[name]), "traces": traces,
+            "run": run,
+        }  # fmt: skip
+    pairs = []
+    if len(arms) == 2:
+        one, two = arms.values()
+        found = compare_arms(one, two, matched_traces(one, two, 0.1), 50, 0)
+        pairs.append({"before": names[0], "after": names[1]} | found)
+    about = {"command": other, "arguments": {"dataset": other, "split": other, "out": other},
+             "versions": {"spacy_pipeline": other}, "seeds": {"sampling": 0}}  # fmt: skip
+    return json.loads(json.dumps(about | {"models": models, "pairs": pairs}))
+
+
+class Page(Reader):
+    """Tables by the heading before them: rows of [label, cells ...]."""
+
+    def __init__(self, page):
+        self.tables, self.heading = {}, ""
+        super().__init__(page)
+
+    def handle_starttag(self, tag, attributes):
+        super().handle_starttag(tag, attributes)
+        if tag in ("img", "source"):
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        super().handle_endtag(tag)
+        text = self.texts[-1][2]
+        if tag in ("h2", "h3", "h4"):
+            self.heading = text
+        if tag == "tr":
+            self.tables.setdefault(self.heading, []).append([])
+        if tag in ("th", "td"):
+            self.tables.setdefault(self.heading, [])
+            self.row = [*getattr(self, "row", []), text]
+        if tag == "tr":
+            self.tables[self.heading][-1], self.row = self.row, []
+
+
+def numbers(text):
+    return [float(found) for found in re.findall(r"[-+]?\d+\.?\d*", text)]
+
+
+def expect(text, found, scale=1.0, digits=3):
+    """A cell holds value, low and high, rounded."""
+    if not found or found["value"] is None:
+        assert text == "-"
+        return
+    values = [found[key] * scale for key in ("value", "low", "high") if found[key] is not None]
+    assert numbers(text) == pytest.approx(values, abs=0.51 * 10**-digits)
+
+
+# ----------------------------------------------------------------------------------- untrusted text
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_anywhere_adds_no_element_or_attribute(text):
+    run = RUN | {"folder": text, "config": {text: text, "saliency": text}}
+    names = (text[:1000] or "a", (text[:50] or "a") + "2")
+    found = results(names, text, text[:1000], (run, RUN), problems=2, label=text)
+    page = report.page(found, {1: (PNG, PNG), 2: (PNG, PNG)})
+    page.encode()
+    reader = Page(page)
+    assert reader.elements <= ELEMENTS
+    assert {name for name, _ in reader.attributes} <= ATTRIBUTES
+    joiners = "\u200c\u200d"
+    assert not any(map(acts, set(page) - set("\n" + joiners)))
+    by_name = {}
+    for name, value in reader.attributes:
+        by_name.setdefault(name, set()).add(value)
+    assert {part for value in by_name["class"] for part in value.split()} <= {
+        *(f"{side}{n}" for side in "pn" for n in range(1, 11)), "wn", "ws", "wy", "wp", "text",
+        "side", "scale", "say", "sp", "v", "part", "scroll", "long", "four", "key",
+    }  # fmt: skip
+    assert by_name["href"] == {f"#{name}" for name in by_name["id"]}
+    assert all(value.startswith("data:image/png;base64,") for value in
+               by_name["src"] | by_name["srcset"])  # fmt: skip
+    visible = report.heat.visible(text, joiners) or "(none)"
+    assert any(box.rstrip("\n") == visible.rstrip("\n") for box in reader.of("div", "text"))
+
+
+def test_figures_draw_hostile_text_without_reading_it(tmp_path):
+    text = "$x_1^{2 \\frac{ $ " + "\n".join(HOSTILE.values())[:3000] + HOSTILE["long"]
+    names = ("_" + text[:90], "$\\alpha_{$")
+    found = results(names, text, text, (RUN, RUN), problems=1)
+    found["models"][names[1]]["mask"] = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report.write_report(tmp_path, found)
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert report.drawable("a\x1b日ب\u202e") == "a‹U+001B›‹U+65E5›‹U+0628›‹U+202E›"
+    assert report.short("/a/long/path/" * 9 + "end", 20) == "/a/l…a/long/path/end"
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+
+def test_every_number_of_the_tables_is_that_of_the_results():
+    found = results()
+    page = Page(report.page(found, {}))
+    models = list(found["models"].values())
+    rows = {row[0]: row[1:] for row in page.tables["Table 1"]}
+    for key, (label, share) in ROWS.items():
+        if key in models[0]["summary"]:
+            for text, entry in zip(rows.pop(label.strip()), models, strict=True):
+                scale, interval = 100 if share else 1, entry["measures"][key]
+                assert numbers(text)[0] == pytest.approx(scale * entry["summary"][key], abs=0.051)
+                ends = [scale * interval["low"], scale * interval["high"]]
+                assert numbers(text)[1:] == pytest.approx(ends, abs=0.051)
+    assert rows == {"": ["1. a/run (AtManRL)", "2. b"]}
+
+    rows = {row[0]: row[1:] for row in page.tables["Does the model rely on its reasoning?"]}
+    keys = RELIANCE | {f"same answer at {f:.0%}": f"same answer at {f:.0%} of it"
+                       for f in FRACTIONS[:-1]}  # fmt: skip
+    for key, label in keys.items():
+        for text, entry in zip(rows.pop(label), models, strict=True):
+            expect(text, entry["measures"][key])
+    assert list(rows) == [""]
+
+    for n, entry in enumerate(models):
+        title = f"is the map right? {['1. a/run (AtManRL)', '2. b'][n]}, 4 traces"
+        head, *body = page.tables[title]
+        assert head[1:] == ["comprehensiveness (up)", "sufficiency (down)", "AUROC"]
+        assert [row[0] for row in body] == list(RANKINGS)
+        for ranking, *cells in body:
+            for test, text in zip(
+                ("comprehensiveness", "sufficiency", "auroc"), cells, strict=True
+            ):
+                expect(text, entry["measures"][f"{test}/{ranking}"])
+
+    (pair,) = found["pairs"]
+    labels = {label.strip(): key for key, (label, _) in ROWS.items()}
+    labels |= {label: key for key, label in RELIANCE.items()}
+    body = page.tables["2. b less 1. a/run (AtManRL)"][1:]
+    assert len(body) >= 15
+    for label, own, matched, questions in body:
+        key = labels.get(label) or label.removeprefix("map: ").replace(", ", "/")
+        expect(own, pair["own"][key])
+        other = pair["matched"]["differences"].get(key)
+        expect(matched, other)
+        assert questions == (str(other["questions"]) if other else "-")
+
+    figure = Page(report.page(found, {1: (PNG, PNG)})).tables["Figure 1: a mask comes about"]
+    assert figure[1] == ["1. a/run (AtManRL)", "10.0%", "40.0%", "90.0%", "q0, sample 0"]
+
+
+def test_tokens_are_ranked_by_their_mean():
+    tokens = [("4", [1.0, 0.0]), ("x", [-1.0]), ("rare", [])]
+    entry = {"map": [], "traces": []}
+    for n in range(5):
+        texts, values = ["4", "x", "4"], [1.0, -1.0, 0.0]
+        if n == 0:
+            texts, values = [*texts, "rare"], [*values, 9.0]
+        entry["traces"].append({"id": f"q{n}", "sample": 0, "tokens": texts})
+        entry["map"].append({"id": f"q{n}", "sample": 0, "scores": {"mask": values}})
+    assert report.token_means(entry, "mask") == [(0.5, 5, "4"), (-1.0, 5, "x")]
+    entry["traces"].append({"id": "q0", "sample": 1, "tokens": tokens})  # no map: not counted
+    assert len(report.token_means(entry, "mask")) == 2
+
+
+def test_words_have_one_kind_each():
+    (words,) = word_spans(["So two cats = $5.\n"], load_spacy(None))
+    assert words == [
+        [0, 2, "stop word", ""], [3, 6, "number", ""], [7, 11, "other", ""], [12, 13, "symbol", ""],
+        [14, 15, "symbol", ""], [15, 16, "number", ""], [16, 17, "punctuation", ""],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", [(report.heat.LIGHT, report.WORD_LIGHT),
+                                   (report.heat.DARK, report.WORD_DARK)])  # fmt: skip
+def test_words_can_be_read_on_their_colours(theme):
+    page, words = theme
+    for colour in words.values():
+        assert contrast(rgb(page["ink"]), rgb(colour)) >= 4.5
+    marked = {kind for kind, css in report.WORD_CSS.items() if css}
+    assert marked >= set(words)  # colour never stands alone
+
+
+# ------------------------------------------------------------------------------- which traces, runs
+
+
+def test_examples_are_the_first_that_all_arms_answer_and_write_differently():
+    def row(problem, text, correct, sample=0):
+        return {"id": problem, "sample": sample, "text": text, "correct": correct}
+
+    one = [row("wrong", "a", False), row("same", "a", True), row("late", "a", False),
+           row("late", "b", True, 1), row("half", "a", True), row("good", "a", True)]  # fmt: skip
+    two = [row("wrong", "b", False), row("same", "a", True), row("late", "a", True),
+           row("half", "b", False), row("good", "b", True)]  # fmt: skip
+    assert report.examples({"one": one, "two": two}) == ["late", "good", "same"]
+    assert report.examples({"one": one}) == ["same", "late", "half"]
+    assert report.examples({}) == []
+    assert [r["sample"] for r in report.shown_records(one, 1)] == [0, 0, 1, 0, 0]
+    assert len(report.shown_records([row(f"q{n}", "", True) for n in range(700)], 2)) == 250
+
+
+def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
+    checkpoint = tmp_path / "run/checkpoint"
+    checkpoint.mkdir(parents=True)
+    assert report.read_run(checkpoint) is None and report.read_run(tmp_path / "none") is None
+    lines = [{"step": 0, "eval": {"pass@1": 0.5, "tokens": 60}},
+             {"step": 1, "outcome": -0.5, "length": 50.0, "other": None},
+             {"step": 1, "outcome": -0.25, "length": 40.0}, {"step": [], "outcome": 0}, [1],
+             {"step": 2, "outcome": math.nan, "length": 3}, {"step": 3, "eval": {}}]  # fmt: skip
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "outc'
+    (tmp_path / "run/metrics.jsonl").write_text(text)
+    (tmp_path / "run/config.json").write_text('{"saliency": "none"}')
+    run = report.read_run(checkpoint)
+    assert run["evals"] == [[0, 0.5, 60]] and run["updates"] == [[1, -0.25, 40.0]]
+    assert run["folder"] == str(tmp_path / "run")
+    assert report.what_it_is(run).startswith("baseline")
+    assert "mask saliency, weight 0.5" in report.what_it_is(RUN)
+    assert "no training run" in report.what_it_is(None)
+    config = {"model": "a b", "lr": 0.1, "gate_saliency": True, "out": None, "flag": False}
+    flags = "--model 'a b' --lr 0.1 --gate-saliency --no-flag"
+    assert report.train_command(config) == f"python train.py {flags}"
+    assert run["commands"] == []
+    (tmp_path / "run/commands.txt").write_text(
+        "python train.py --out a\npython train.py --resume a\n"
+    )
+    deeper = tmp_path / "run/checkpoints/step-00000002"
+    deeper.mkdir(parents=True)
+    for folder in (checkpoint, deeper):
+        found = report.read_run(folder)
+        assert found["commands"] == ["python train.py --out a", "python train.py --resume a"]
+        assert found["evals"] == run["evals"]
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "results.json").write_text(json.dumps(results(problems=3)))
+    report.main([str(folder)])
+    return folder
+
+
+def test_the_page_is_whole_in_itself_and_its_figures_lie_beside_it(written):
+    names = {path.name for path in written.iterdir()}
+    assert names == {"report.html", "results.json", *(f"figure{n}.png" for n in range(1, 6))}
+    for path in written.glob("*.png"):
+        assert path.read_bytes().startswith(PNG) and path.stat().st_size > 3000
+    page = (written / "report.html").read_text()
+    assert f'content="{report.POLICY}"' in page and "default-src 'none'" in page
+    assert "://" not in page and "url(" not in page and "<script" not in page
+    assert page.count("data:image/png;base64,") == 4
+    for part in ("width=device-width", "prefers-color-scheme:dark", "content-visibility:auto",
+                 "Figure 3: q0", "Figure 5: q2", "No training history", "2. b"):  # fmt: skip
+        assert part in page
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path, capsys):
+    found = results(("a",), runs=(None,), problems=1)
+    found["models"]["a"]["mask"] = None
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    report.main([str(tmp_path)])
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'report.html'}\n"
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name for path in files} == {"figure3.png", "report.html", "results.json"}
+    report.write_report(tmp_path, found)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_figures_of_other_results_do_not_stay(tmp_path):
+    for n in (1, 2, 5):
+        (tmp_path / f"figure{n}.png").write_bytes(PNG)
+    found = results(("a",), runs=(None,), problems=1, correct=False)
+    report.write_report(tmp_path, found)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "figure3.png"}
+
+
+def test_what_is_missing_is_said():
+    alone = report.page(results(("a",), runs=(None,)), {})
+    assert "One arm alone" in alone and "No training history" in alone
+    wrong = report.page(results(("a",), correct=False, runs=(RUN,)), {})
+    assert "No mask: " in wrong and "Not measured" in wrong and "only correct traces" in wrong
+    assert "answers nothing: wrong, cut at the limit" in wrong
+    nothing = report.page({"models": {}}, {})
+    assert "No trace to show." in nothing and Page(nothing).elements <= ELEMENTS
+    plain = results()
+    for entry in plain["models"].values():  # as --faithfulness off leaves it, or an older eval.py
+        entry |= {"reliance": [], "map": [], "measures": {}}
+        for key in ("mask", "run", "traces"):
+            del entry[key]
+    assert "No trace to show." in report.page(plain, report.draw(plain))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "No such file"), (b"", "not valid JSON"), (b'{"models": {"a"', "not valid JSON"),
+     (b"\xff\xfe\x00", "not valid JSON"), (b"[]", "has no models"), (b"{}", "has no models"),
+     (b"[" * 100000, "not valid JSON"), (b'{"models": {"a": {}}}', "KeyError"),
+     (b'{"models": {"a": 3}}', "AttributeError")],
+)  # fmt: skip
+def test_bad_results_are_named_in_a_sentence(content, named, tmp_path):
+    if content is not None:
+        (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(SystemExit) as refusal:
+        report.main([str(tmp_path)])
+    message = refusal.value.code
+    assert message.startswith(f"error: {tmp_path / 'results.json'}: ") and named in message
+    assert "\n" not in message and os.listdir(tmp_path) in ([], ["results.json"])
