@@ -310,7 +310,7 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     deeper.mkdir(parents=True)
     for folder in (checkpoint, deeper):
         found = report.read_run(folder)
-        assert found["commands"] == ["python train.py --out a", "python train.py --resume a"]
+        assert found["commands"] == typed.splitlines()
         assert found["evals"] == run["evals"]
 
 
