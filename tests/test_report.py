@@ -303,9 +303,8 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     flags = "--model 'a b' --lr 0.1 --gate-saliency --no-flag"
     assert report.train_command(config) == f"python train.py {flags}"
     assert run["commands"] == []
-    (tmp_path / "run/commands.txt").write_text(
-        "python train.py --out a\npython train.py --resume a\n"
-    )
+    typed = "python train.py --out a\npython train.py --resume a\n"
+    (tmp_path / "run/commands.txt").write_text(typed)
     deeper = tmp_path / "run/checkpoints/step-00000002"
     deeper.mkdir(parents=True)
     for folder in (checkpoint, deeper):
