@@ -177,7 +177,8 @@ def policy_loss(
     else:
         raise ValueError(f"ratio {ratio!r}: choose sequence or token")
     # Beyond e^20 either the clip or the next batch decides; exp would overflow into nan gradients.
-    ratios = log_ratio.clamp(max=20).exp()  # (B, 1) or (B, C)
+    # Not clamp: it gives nan a gradient of 0, and a broken rollout must break the gradient.
+    ratios = torch.minimum(log_ratio, log_ratio.new_tensor(20.0)).exp()  # (B, 1) or (B, C)
     advantages = advantages[:, None]
     unclipped = ratios * advantages
     clipped = ratios.clamp(1 - clip_eps, 1 + clip_eps) * advantages

@@ -260,7 +260,7 @@ class Llama(nn.Module):
         def score(x, targets):
             logprobs = (at_least_float32(self.head(x)) / temperature).log_softmax(-1)  # (B, n, V)
             with torch.no_grad():
-                entropy = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)  # 0 log 0 is 0
+                entropy = -logprobs.exp().mul_(logprobs.clamp(min=-1e4)).sum(-1)  # 0 log 0 is 0
             return logprobs.gather(2, targets[:, :, None])[:, :, 0].float(), entropy.float()
 
         if chunk == 0 or x.shape[1] <= chunk:

@@ -40,7 +40,7 @@ def gather_state(optimizer, model, ranks) -> dict[str, torch.Tensor]:
             if owner[n] != 0:
                 dist.broadcast(tensor, owner[n])
             if ranks.rank == 0:
-                tensors[f"{name}.{key}"] = tensor.cpu()
+                tensors[f"{name}.{key}"] = tensor.to("cpu", copy=True)  # no alias of the state
     return tensors
 
 
@@ -65,8 +65,8 @@ def scatter_state(optimizer, model, ranks, tensors) -> None:
             if weight in mine:
                 # In the weight's own layout, so that AdamW rounds as it did; it keeps steps on the
                 # CPU.
-                kept = tensor.cpu() if key == "step" else torch.empty_like(weight).copy_(tensor)
-                here(optimizer).state[weight][key] = kept.detach()
+                kept = torch.empty(()) if key == "step" else torch.empty_like(weight)
+                here(optimizer).state[weight][key] = kept.detach().copy_(tensor)
 
 
 def here(optimizer) -> torch.optim.Optimizer:

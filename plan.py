@@ -3,9 +3,10 @@
     python train.py --preset paper --dry-run                     # planned for 8 GPUs
     python train.py --preset paper --dry-run --world-size 48     # as many as the paper's
 
-Memory counts the tensors that model.py, atman.py and grpo.py keep as they are now: everything in
-float32, weights, gradients and AdamW's moments whole on every rank, nothing checkpointed, no second
-copy of the weights for sampling. Time is FLOP over a rate and bytes over a bandwidth.
+Memory counts the tensors that model.py, atman.py, grpo.py and cache.py keep. Weights, gradients and
+AdamW's moments are float32 always, the moments a rank's share of them with --zero. `half` is
+--precision bfloat16, the default on a GPU: a bfloat16 copy of the weights samples and learns masks,
+and the policy pass runs under autocast. Time is FLOP over a rate and bytes over a bandwidth.
 
 h hidden, q = heads * head_dim, kv = kv_heads * head_dim, I intermediate, V vocabulary, L layers;
 P prompt, C completion, S = P + C tokens; rows are rollouts at a time. Sizes are in bytes.
@@ -23,7 +24,7 @@ from torch.utils.benchmark import Timer
 from data import DATASETS, load_problems
 from model import LlamaConfig
 
-FLOAT = 4  # bytes
+FLOAT, BFLOAT = 4, 2  # bytes
 GIB = 2**30
 
 # What the paper says, in section 3.4 where no other is named; it is silent on the rest.
@@ -78,18 +79,22 @@ class Machine:
     """Rates that are reached, not peaks."""
 
     name: str
-    flops: float  # float32 products, FLOP/s
+    flops: float  # products in the precision of the forward passes, FLOP/s
     bandwidth: float  # memory, bytes/s
     start: float  # until an operation runs, s
     fused: bool  # is attention without a mask one fused kernel (see policy_activations)
+    half: bool = False  # are the forward passes in bfloat16
 
 
-# NVIDIA's data sheet: 19.5 TFLOP/s in float32 (312 in bfloat16, which nothing here uses; PyTorch
-# leaves TF32 off) and 2.04 TB/s. What part of them is reached is assumed.
-A100 = Machine(
-    "assumed 60% of 19.5 TFLOP/s in float32, 80% of 2.04 TB/s, 5 us to start an operation",
-    0.6 * 19.5e12, 0.8 * 2.04e12, 5e-6, fused=False,
-)  # fmt: skip
+# NVIDIA's data sheet: 312 TFLOP/s in bfloat16, 19.5 in float32 (PyTorch leaves TF32 off), 2.04
+# TB/s. What part of them is reached is assumed.
+A100 = {
+    half: Machine(
+        f"assumed 60% of {tera} TFLOP/s in {name}, 80% of 2.04 TB/s, 5 us to start an operation",
+        0.6 * tera * 1e12, 0.8 * 2.04e12, 5e-6, fused=half, half=half,
+    )
+    for half, tera, name in ((False, 19.5, "float32"), (True, 312, "bfloat16"))
+}  # fmt: skip
 CARDS = {"A100-80GB": 79.1, "A100-40GB": 39.4}  # GiB that PyTorch sees of them
 OVERHEAD = 2 * GIB  # CUDA's context, NCCL's buffers, what the allocator cannot use: assumed
 # Counted on the 3B shape: 42 kernels among 90 calls in a mask step, 47 among 98 in a policy pass
@@ -97,6 +102,7 @@ OPERATIONS = 60  # kernels and views in a layer's forward, about
 ANSWER = 4  # tokens of a gold answer, about: rows that the head runs on in a mask step
 # Counted on the 3B shape: about 16 in a mask step, 11 in a policy pass
 TRIPS = 12  # times that what autograd keeps passes through memory, temporaries included, about
+CAST = "the matrices in bfloat16, of autocast"  # whatever the batch
 BATCHES = {"masks": "mask-batch", "policy": "micro-batch", "evaluation": "eval-batch"}  # flags
 
 
@@ -121,55 +127,84 @@ def parameters(shape: LlamaConfig) -> int:
     return body_weights(shape) + (tables + 2 * shape.num_hidden_layers + 1) * shape.hidden_size
 
 
-def kv_cache(shape: LlamaConfig, rows: int, length: int) -> int:
-    """Keys and values of all layers: 2 L kv per token."""
-    return rows * length * 2 * shape.num_hidden_layers * widths(shape)[2] * FLOAT
+def kv_cache(shape: LlamaConfig, columns: int, half: bool) -> int:
+    """Keys and values of all layers: 2 L kv per column."""
+    return columns * 2 * shape.num_hidden_layers * widths(shape)[2] * (BFLOAT if half else FLOAT)
 
 
-def policy_activations(shape: LlamaConfig, rows: int, length: int, fused: bool) -> int:
+def policy_activations(
+    shape: LlamaConfig, rows: int, length: int, fused: bool, half: bool, recompute: bool = False
+) -> int:
     """What autograd keeps of a policy micro-batch's layers.
 
-    Per token and layer: 6 h (each norm's input, the normalised input, the norm's output), 2 factors
-    of norms, 4 I (gate, silu(gate), up, their product) and attention. Fused: q, k, v, output, and a
-    log-sum-exp per head. Not fused: q, k, v, output, all q wide, since keys are repeated for the
-    query heads, and heads * S weights. So it is on CUDA: no fused kernel there takes grouped
-    queries in float32.
+    Per token and layer, in float32: 4 h (each norm's input and normalised input) and 2 factors of
+    norms. In float32, or bfloat16 if half: the norms' outputs, 2 h, which autocast makes anew for
+    each matrix that reads them, 5 h; 4 I (gate, silu(gate), up, their product); and attention.
+    Fused: q, k, v, output, and a log-sum-exp per head in float32. Not fused: q, k, v, output, all q
+    wide, since keys are repeated for the query heads, and heads * S weights. So it is on CUDA in
+    float32: no fused kernel there takes grouped queries.
+    recompute: each layer's input, h, and what one layer keeps, since it is run again.
     """
     h, q, kv, inner = widths(shape)
-    heads = shape.num_attention_heads
-    attention = 2 * q + 2 * kv + heads if fused else 4 * q + heads * length
-    layers = shape.num_hidden_layers * (6 * h + 2 + 4 * inner + attention)
-    return rows * length * (layers + h) * FLOAT
+    layers, heads = shape.num_hidden_layers, shape.num_attention_heads
+    attention = 2 * q + 2 * kv if fused else 4 * q + heads * length
+    narrow = ((5 if half else 2) * h + 4 * inner + attention) * (BFLOAT if half else FLOAT)
+    layer = narrow + (4 * h + 2 + (heads if fused else 0)) * FLOAT
+    kept = layers * h * FLOAT + layer if recompute else layers * layer
+    return rows * length * (kept + h * FLOAT)
 
 
-def policy_logits(shape: LlamaConfig, rows: int, completion: int) -> int:
-    """log_softmax's output, then in backward its gradient and the logits': 3 C V a rollout.
+def autocast_weights(shape: LlamaConfig) -> int:
+    """Autocast's bfloat16 of every matrix, made once a micro-batch and kept by autograd.
 
-    Or, where that is more, the logits' gradient and the head's, V h, before it is accumulated.
+    With recompute they go before the backward pass, whose layer is then counted too much.
     """
-    logits, head = rows * completion * shape.vocab_size, shape.vocab_size * shape.hidden_size
-    return max(3 * logits, logits + head) * FLOAT
+    return (body_weights(shape) + shape.vocab_size * shape.hidden_size) * BFLOAT
 
 
-def mask_activations(shape: LlamaConfig, rows: int, prompt: int, own: int, answer: int) -> int:
+def policy_logits(
+    shape: LlamaConfig, rows: int, completion: int, half: bool, chunk: int = 0
+) -> int:
+    """In float32 at a time: log_softmax's output, and two more for the entropy or in the backward.
+
+    3 n V, n positions at a time. Or, where that is more, the logits' gradient, n V, and the head's,
+    V h, before it is accumulated: 4 bytes, with chunks 8 (their sum and the next one's); half: in
+    bfloat16 and then in float32, 6.
+    """
+    logits = rows * min(completion, chunk or completion) * shape.vocab_size
+    head = shape.vocab_size * shape.hidden_size
+    chunked = 0 < chunk < completion
+    gradient = 6 if half else 8 if chunked else 4
+    return max(3 * logits * FLOAT, logits * (BFLOAT if half else FLOAT) + head * gradient)
+
+
+def mask_activations(
+    shape: LlamaConfig, rows: int, prompt: int, own: int, answer: int, half: bool
+) -> int:
     """What autograd keeps of a mask step (suffix.py), whose weights are frozen.
 
     K = prompt + own columns. Every layer: keys and values of all K. On all own rows but the last
     layer's, and on answer rows there: q, heads * K attention weights, h and 2 factors (the second
     norm), 3 I (gate, silu(gate), up); from the second layer on h and 2 factors for the first norm,
-    on all own rows. Last norm and logits: 2 h and 3 V per answer row.
+    on all own rows. Last norm and logits: 2 h and 3 V per answer row. Norms and logits are float32,
+    the rest is bfloat16 if half.
     """
     h, q, kv, inner = widths(shape)
     layers, columns = shape.num_hidden_layers, prompt + own
-    block = q + shape.num_attention_heads * columns + h + 2 + 3 * inner
-    kept = layers * 2 * kv * columns + (layers - 1) * own * (h + 2)
-    kept += ((layers - 1) * own + answer) * block + answer * (2 * h + 3 * shape.vocab_size)
-    return int(rows * kept * FLOAT)
+    block_rows = (layers - 1) * own + answer
+    narrow = layers * 2 * kv * columns
+    narrow += block_rows * (q + shape.num_attention_heads * columns + 3 * inner)
+    wide = ((layers - 1) * own + block_rows) * (h + 2) + answer * (2 * h + 3 * shape.vocab_size)
+    return int(rows * (narrow * (BFLOAT if half else FLOAT) + wide * FLOAT))
 
 
-def softmax_gradients(shape: LlamaConfig, rows: int, prompt: int, own: int) -> int:
-    """In the backward of a layer's attention, the scores' gradient: heads * own * K."""
-    return rows * shape.num_attention_heads * own * (prompt + own) * FLOAT
+def softmax_gradients(shape: LlamaConfig, rows: int, prompt: int, own: int, half: bool) -> int:
+    """In the backward of a layer's attention, the scores' gradient: heads * own * K.
+
+    In float32; half: also the weights in float32, and the gradient in bfloat16.
+    """
+    size = 2 * FLOAT + BFLOAT if half else FLOAT
+    return rows * shape.num_attention_heads * own * (prompt + own) * size
 
 
 def mask_step_flop(shape: LlamaConfig, prompt: int, own: int, answer: int) -> float:
@@ -191,9 +226,15 @@ def mask_step_flop(shape: LlamaConfig, prompt: int, own: int, answer: int) -> fl
     return first + (layers - 2) * middle + last + 4 * answer * h * shape.vocab_size
 
 
-def decoding(shape: LlamaConfig, rows: int, length: int) -> int:
-    """The cache, 1.25 times: dropping finished rows copies up to half the keys. And 4 V per row."""
-    return kv_cache(shape, rows, length) * 5 // 4 + 4 * rows * shape.vocab_size * FLOAT
+def decoding(shape: LlamaConfig, rows: int, group: int, prompt: int, room: int, half: bool) -> int:
+    """The cache (cache.py), and 4 V per row in float32 to choose a token.
+
+    Prompts' columns once a group of rows, twice when finished rows have been dropped; own columns
+    for the longest completion allowed, from the start.
+    """
+    groups, places = -(-rows // group), min(rows, group)
+    columns = groups * (2 * prompt + places * room)
+    return kv_cache(shape, columns, half) + 4 * rows * shape.vocab_size * FLOAT
 
 
 # ------------------------------------------------------------------------------------- the plan
@@ -212,6 +253,13 @@ class Plan:
     updates: int
     rollouts: int  # of an update, over all ranks
     completion: int  # mean tokens
+
+    def half(self, kind: str = "cuda") -> bool:
+        """Is the precision of the forward passes bfloat16, on a device of this kind?"""
+        return (self.config.precision or ("bfloat16" if kind == "cuda" else "float32")) != "float32"
+
+    def a100(self) -> Machine:
+        return A100[self.half()]
 
 
 def plan_run(config, world_size: int | None = None) -> Plan:
@@ -272,32 +320,54 @@ def resident(plan: Plan) -> dict[str, int]:
     DDP's buckets are the gradients themselves, and stay; a single process has none while it samples
     and learns masks, which is not subtracted here.
     """
-    weights = parameters(plan.shape) * FLOAT
+    weights = parameters(plan.shape)
+    whole = " (ZeRO-1)" if sharded(plan) else ""
+    copied = "bfloat16" if plan.half() else "none, they read the weights"
     return {
-        "weights": weights,
-        "gradients": weights,
-        "optimiser: AdamW's two moments": 2 * weights,
-        "rollout copy: none, sampling reads the weights themselves": 0,
+        "weights": weights * FLOAT,
+        "gradients": weights * FLOAT,
+        f"optimiser: AdamW's two moments{whole}": 2 * optimised(plan) * FLOAT,
+        f"copy for sampling and masks: {copied}": weights * BFLOAT if plan.half() else 0,
         "CUDA, NCCL, allocator: assumed": OVERHEAD,
     }
 
 
+def sharded(plan: Plan) -> bool:
+    return plan.config.zero and plan.world_size > 1
+
+
+def optimised(plan: Plan) -> int:
+    """Weights whose moments the fullest rank holds: ZeRO-1 deals out whole tensors, largest first.
+
+    So it is the even share, or the largest tensor, the embedding's V h, where that is more.
+    """
+    shape, weights = plan.shape, parameters(plan.shape)
+    largest = max(shape.vocab_size, shape.intermediate_size) * shape.hidden_size
+    return max(-(-weights // plan.world_size), largest) if sharded(plan) else weights
+
+
 def phases(plan: Plan, prompt: int, completion: int) -> dict[str, dict[str, int]]:
     """Bytes on top of `resident` by phase and part; the phases follow each other."""
-    shape, length = plan.shape, prompt + completion
+    config, shape, half, length = plan.config, plan.shape, plan.half(), prompt + completion
     n = {phase: batch for phase, (total, batch) in shares(plan, plan.world_size).items() if total}
-    found = {"sampling": {"KV cache": decoding(shape, n["sampling"], length)}}
+    room = config.max_new_tokens
+    cache = decoding(shape, n["sampling"], config.rollouts, prompt, room, half)
+    found = {"sampling": {"KV cache": cache}}
     if "masks" in n:
         found["masks"] = {
-            "activations": mask_activations(shape, n["masks"], prompt, completion, ANSWER),
-            "a softmax's gradients": softmax_gradients(shape, n["masks"], prompt, completion),
+            "activations": mask_activations(shape, n["masks"], prompt, completion, ANSWER, half),
+            "a softmax's gradients": softmax_gradients(shape, n["masks"], prompt, completion, half),
         }
+    rows, fused = n["policy"], plan.a100().fused
     found["policy"] = {
-        "activations": policy_activations(shape, n["policy"], length, A100.fused),
-        "logits": policy_logits(shape, n["policy"], completion),
+        "activations": policy_activations(shape, rows, length, fused, half, config.recompute),
+        "logits": policy_logits(shape, rows, completion, half, config.logit_chunk),
     }
-    found["evaluation"] = {"KV cache": decoding(shape, n["evaluation"], length)}
-    found["optimiser"] = {"AdamW's temporary": parameters(shape) * FLOAT}
+    if half:
+        found["policy"][CAST] = autocast_weights(shape)
+    cache = decoding(shape, n["evaluation"], config.eval_samples, prompt, room, half)
+    found["evaluation"] = {"KV cache": cache}
+    found["optimiser"] = {"AdamW's temporary": optimised(plan) * FLOAT}
     return found
 
 
@@ -305,8 +375,8 @@ def flop(plan: Plan) -> dict[str, float]:
     """Arithmetic at mean lengths by phase, per rollout; evaluation: per sample.
 
     Forward: 2 per weight and token, the head on its rows only; attention 4 q S per token and layer.
-    Masks: steps + 1 times mask_step_flop. Policy: passes times 3 forwards. Sampling reads a prompt
-    once for its group.
+    Masks: steps + 1 times mask_step_flop. Policy: passes times 3 forwards, a fourth of the layers
+    with recompute and of the head with logit_chunk. Sampling reads a prompt once for its group.
     """
     config, shape, P, C = plan.config, plan.shape, plan.lengths.prompt, plan.completion
 
@@ -318,11 +388,12 @@ def flop(plan: Plan) -> dict[str, float]:
         return 4 * widths(shape)[1] * shape.num_hidden_layers * tokens * context
 
     prefill, decode = matrices(P, 1) + attention(P, P), matrices(C, C) + attention(C, P + C / 2)
-    whole = attention(P + C, P + C)
+    layers, head = matrices(P + C, 0) + attention(P + C, P + C), matrices(0, C)
+    chunked = 0 < config.logit_chunk < C
     return {
         "sampling": prefill / config.rollouts + decode,
         "masks": (config.mask_steps + 1) * mask_step_flop(shape, P, C, ANSWER),
-        "policy": config.passes * 3 * (matrices(P + C, C) + whole),
+        "policy": config.passes * ((3 + config.recompute) * layers + (3 + chunked) * head),
         "evaluation": prefill / config.eval_samples + decode,
     }
 
@@ -335,11 +406,13 @@ def seconds(plan: Plan, machine: Machine, world_size: int) -> dict[str, float]:
     layer, in a backward 1.5 times as many.
     """
     config, shape, P, C = plan.config, plan.shape, plan.lengths.prompt, plan.completion
-    repeats = {"masks": config.mask_steps + 1, "policy": config.passes}
+    half, repeats = machine.half, {"masks": config.mask_steps + 1, "policy": config.passes}
     kept = {
-        "masks": mask_activations(shape, 1, P, C, ANSWER),
-        "policy": policy_activations(shape, 1, P + C, machine.fused) + policy_logits(shape, 1, C),
+        "masks": mask_activations(shape, 1, P, C, ANSWER, half),
+        "policy": policy_activations(shape, 1, P + C, machine.fused, half)
+        + policy_logits(shape, 1, C, half),
     }
+    groups = {"sampling": config.rollouts, "evaluation": config.eval_samples}
     start = OPERATIONS * shape.num_hidden_layers * machine.start
     found = {}
     for phase, (total, batch) in shares(plan, world_size).items():
@@ -349,7 +422,9 @@ def seconds(plan: Plan, machine: Machine, world_size: int) -> dict[str, float]:
             found[phase] = arithmetic + trips + batches * repeats[phase] * 2.5 * start
         else:
             steps = batches * min(LONGEST * C, config.max_new_tokens)
-            moved = steps * parameters(shape) * FLOAT + kv_cache(shape, total, 1) * C * (P + C / 2)
+            moved = steps * parameters(shape) * (BFLOAT if half else FLOAT)
+            columns = C * total * (P / min(groups[phase], batch) + C / 2)  # a group's prompt: once
+            moved += columns * kv_cache(shape, 1, half)
             found[phase] = max(arithmetic, moved / machine.bandwidth) + steps * start
     return found
 
@@ -359,7 +434,9 @@ def measured(plan: Plan, device: torch.device) -> Machine:
     h, _, _, inner = widths(plan.shape)
     tokens = plan.config.micro_batch * (plan.lengths.prompt + plan.completion)
     tokens = max(1, min(tokens, int(4e9) // (2 * h * inner)))  # a large model's must end soon too
-    x, weight = torch.rand(tokens, h, device=device), torch.rand(h, inner, device=device)
+    half = plan.half(device.type)
+    dtype = torch.bfloat16 if half else torch.float32
+    x, weight = (torch.rand(n, device=device, dtype=dtype) for n in ((tokens, h), (h, inner)))
     one, two, out = torch.rand(3, 2**24, device=device)  # 64 MiB each: beyond caches
     tiny, threads = torch.rand(4, 4, device=device), torch.get_num_threads()
 
@@ -371,9 +448,10 @@ def measured(plan: Plan, device: torch.device) -> Machine:
     moved = 3 * out.numel() * FLOAT
     bandwidth = moved / clock("torch.mul(one, two, out=out)", one=one, two=two, out=out)
     where = f"{threads} CPU threads" if device.type == "cpu" else str(device)
+    where += ", bfloat16" if half else ""
     rates = f"{flops / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s, just timed"
-    start, fused = clock("tiny * tiny", tiny=tiny), device.type == "cpu"
-    return Machine(f"one process, {where}, {rates}", flops, bandwidth, start, fused)
+    start, fused = clock("tiny * tiny", tiny=tiny), device.type == "cpu" or half
+    return Machine(f"one process, {where}, {rates}", flops, bandwidth, start, fused, half)
 
 
 # ------------------------------------------------------------------------------------ the report
@@ -416,6 +494,7 @@ def settings(plan: Plan) -> dict[str, Any]:
     values |= {"policy_weight_decay": 0.0, "gradient_clipping": "none"}  # train.py
     values["model"] = without_revision(config.model)  # the title has all of it
     values |= {"steps": plan.updates, "world_size": plan.world_size}
+    values["precision"] = config.precision or "bfloat16 on cuda, float32 on cpu"
     return {name: value for name, value in values.items() if name not in NO_HYPERPARAMETER}
 
 
@@ -439,8 +518,8 @@ def memory_lines(plan: Plan) -> list[str]:
     lines = [row("memory of a GPU in GiB", "mean", "longest")]
     lines += [row(f"  {part}", size, size) for part, size in held.items()]
     for phase, parts in mean.items():
-        several = f", {batches[phase]} rollouts" if phase in batches else ""
         for part, size in parts.items():
+            several = f", {batches[phase]} rollouts" if phase in batches and part != CAST else ""
             lines.append(row(f"  in {phase}: {part}{several}", size, longest[phase][part]))
     lines.append(row("  peak: the largest phase on top of what is always there", *peaks))
     for card, usable in CARDS.items():
@@ -453,11 +532,23 @@ def memory_lines(plan: Plan) -> list[str]:
             continue
         for phase, flag in BATCHES.items():
             needed, room = sum(longest.get(phase, {}).values()), usable * GIB - total
-            if needed > room > 0:  # a phase grows with its batch
-                most = int(room * batches[phase] / needed)
+            if needed > room > 0:
+                most = largest_batch(plan, phase, flag.replace("-", "_"), batches[phase], room)
                 hint = f"--{flag} {most} would fit" if most else f"not even --{flag} 1 would fit"
                 lines.append(f"    {phase} at the longest: {hint}")
     return lines
+
+
+def largest_batch(plan: Plan, phase: str, setting: str, tried: int, room: float) -> int:
+    """The largest batch below `tried` that a phase has room for at the longest; 0 for none."""
+    for batch in range(tried - 1, 0, -1):
+        config = dataclasses.replace(plan.config, **{setting: batch})
+        smaller = dataclasses.replace(plan, config=config)
+        parts = phases(smaller, plan.lengths.longest_prompt, config.max_new_tokens)[phase]
+        allowed = phase != "policy" or plan.rollouts % batch == 0  # config.py asks for a divisor
+        if allowed and sum(parts.values()) <= room:
+            return batch
+    return 0
 
 
 def time_lines(plan: Plan, here: Machine) -> list[str]:
@@ -466,7 +557,7 @@ def time_lines(plan: Plan, here: Machine) -> list[str]:
     between = (plan.updates - 1) // config.eval_every if config.eval_every and plan.updates else 0
     evaluations = 2 + between * min(1, config.eval_every_problems / plan.heldout)  # whole ones
     work = {phase: total * flop(plan)[phase] for phase, (total, _) in share.items()}
-    columns = [work, seconds(plan, A100, plan.world_size), seconds(plan, here, 1)]
+    columns = [work, seconds(plan, plan.a100(), plan.world_size), seconds(plan, here, 1)]
     tests = [evaluations * column.pop("evaluation") for column in columns]
     table = {phase: [column[phase] for column in columns] for phase in work}
     table["an update"] = [sum(column.values()) for column in columns]
@@ -480,7 +571,7 @@ def time_lines(plan: Plan, here: Machine) -> list[str]:
         cells = "".join(f"{scaled(time, TIMES):>20}" for time in times)
         lines.append(f"  {name:<38}{scaled(arithmetic, FLOPS):>16}{cells}")
     return lines + [
-        f"  A100-80GB: {A100.name}",
+        f"  A100-80GB: {plan.a100().name}",
         f"  here: {here.name}",
         "  Estimated, not measured; loading, saving and what GPUs tell each other are left out.",
     ]

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import atman
 from atman import MaskConfig, MaskResult, optimize_masks, rollout_saliency, token_saliency
@@ -163,6 +164,18 @@ def test_loss_before_any_step(init):
         logits = model(sequence, mask=mask if init else None)[0, -len(answer) - 1 : -1]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
         torch.testing.assert_close(result.losses[0, n], expected, atol=1e-9, rtol=0)
+
+
+def test_unmasked_is_the_loss_of_the_plain_model():
+    model = tiny.llama(dtype=torch.float64)
+    result = optimize_masks(model, *PARTS, MaskConfig(steps=2))
+    assert result.unmasked.shape == (3,)
+    for n in range(3):
+        sequence = torch.tensor([[token for part in PARTS for token in part[n]]])
+        answer = torch.tensor(PARTS[3][n])
+        expected = F.cross_entropy(model(sequence)[0, -len(answer) - 1 : -1], answer)
+        torch.testing.assert_close(result.unmasked[n], expected, atol=1e-9, rtol=0)
+    assert (result.unmasked - result.losses).abs().min() > 1e-4  # no step of the mask is near
 
 
 # The optimisation

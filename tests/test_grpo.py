@@ -5,8 +5,16 @@ import pytest
 import torch
 
 import grpo
-from grpo import generate, group_advantages, policy_loss, token_logprobs, update_policy
+from grpo import (
+    generate,
+    group_advantages,
+    policy_loss,
+    score_tokens,
+    token_logprobs,
+    update_policy,
+)
 from tests import tiny
+from tests.bench import saved_bytes
 
 PROMPTS = tiny.ids(1, 3, 6, 1, 4)
 
@@ -540,3 +548,98 @@ def test_progress_counts_every_rollout_in_every_pass():
     counts = []
     updated(tiny.llama(), passes=2, micro_batch=3, progress=counts.append)
     assert counts == [3, 3, 2] * 2
+
+
+# Less memory, half precision, numbers that are not finite
+
+
+SAVING = {  # the longest completion has 9 tokens
+    "chunks of 1": {"logit_chunk": 1},
+    "chunks of 2": {"logit_chunk": 2},
+    "one chunk of 9": {"logit_chunk": 9},
+    "a chunk of 50": {"logit_chunk": 50},
+    "recomputed": {"recompute": True},
+    "both": {"logit_chunk": 2, "recompute": True},
+}
+
+
+@pytest.mark.parametrize("saving", SAVING.values(), ids=SAVING)
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_saves_memory_changes_no_number(saving, tied):
+    def scored(**arguments):
+        model = tiny.llama(dtype=torch.float64, tie_word_embeddings=tied)
+        logprobs, entropies, mask = score_tokens(model, EIGHT, COMPLETIONS, 0.7, **arguments)
+        (logprobs.double() * ADVANTAGES[:, None]).sum().backward()
+        return logprobs.detach(), entropies, mask, [weight.grad for weight in model.parameters()]
+
+    logprobs, entropies, mask, gradients = scored()
+    found = scored(**saving)
+    assert mask.sum() == sum(map(len, COMPLETIONS)) and torch.equal(found[2], mask)
+    # They leave as float32, computed in float64: equal to the last bit, give or take one.
+    torch.testing.assert_close(found[0], logprobs, atol=0, rtol=1.2e-7)
+    torch.testing.assert_close(found[1], entropies, atol=0, rtol=1.2e-7)
+    for one, other in zip(found[3], gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_chunks_and_recomputing_keep_less():
+    model = tiny.llama(vocab_size=2000)
+
+    def kept(**arguments):
+        return saved_bytes(lambda: score_tokens(model, EIGHT, COMPLETIONS, **arguments), model)
+
+    logits = 8 * 9 * 2000 * 4
+    whole = kept()
+    assert kept(logit_chunk=9) == kept(logit_chunk=50) == whole > logits
+    assert kept(logit_chunk=2) < whole - 0.95 * logits
+    layers = whole - logits
+    assert kept(recompute=True) - logits < 0.3 * layers
+    assert kept(recompute=True, logit_chunk=2) < 0.3 * layers
+
+
+def test_autocast_leaves_master_weights_and_gradients_in_float32():
+    gradients = {}
+    for autocast in (None, torch.bfloat16):
+        model, result = updated(tiny.llama(), lr=1.0, passes=1, autocast=autocast)
+        pairs = zip(tiny.llama().parameters(), model.parameters(), strict=True)
+        gradients[autocast] = torch.cat([(a - b).flatten() for a, b in pairs])  # SGD at rate 1
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        assert result["steps"] == 1 and result["ratio_max"] == result["ratio_min"] == 1.0
+    whole, half = gradients.values()
+    error = (whole - half).norm() / whole.norm()
+    assert 1e-4 < error < 0.03  # bfloat16 has 8 bits; equal would mean that it was not used
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_a_broken_rollout_is_named_and_takes_no_step(micro_batch):
+    completions = [[token % 63 for token in row] for row in COMPLETIONS]
+    completions[5][2] = 63  # which no other rollout has
+    model = tiny.llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.embed_tokens.weight[63] = torch.nan
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    arguments = (EIGHT, completions, ADVANTAGES)
+    result = update_policy(model, optimizer, *arguments, micro_batch=micro_batch)
+    assert result["broken_rows"] == [5] and result["steps"] == 0
+    assert not math.isfinite(result["gradient_norm"]) and not optimizer.state
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old.view(torch.int32), new.view(torch.int32))  # nan equals nan so
+        assert new.grad is None
+    completions[5][2] = 0
+    result = update_policy(model, optimizer, *arguments, micro_batch=micro_batch)
+    assert result["broken_rows"] == [] and result["steps"] == 2  # the row is not read
+
+
+def test_a_gradient_that_breaks_in_the_second_pass_takes_no_second_step():
+    model, seen = tiny.llama(), []
+
+    def break_second(gradient):
+        seen.append(gradient)
+        return gradient * math.inf if len(seen) > 1 else gradient
+
+    model.norm.weight.register_hook(break_second)
+    model, result = updated(model, passes=3, micro_batch=8)
+    once, _ = updated(tiny.llama(), passes=1, micro_batch=8)
+    assert result["steps"] == 1 and len(seen) == 2 and math.isfinite(result["gradient_norm"])
+    assert apart(model, once) == 0 and result["broken_rows"] == []

@@ -291,3 +291,28 @@ def test_head_rows_are_the_gathered_rows():
         for n in range(3):
             expected = everything[b, wanted[b, n]]
             torch.testing.assert_close(logits[b, n], expected, atol=1e-6, rtol=0)
+
+
+# Log-probabilities of targets
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_target_logprobs_and_entropies_by_hand(temperature):
+    """Token 3 has probability 0 after token 1: at temperature 0.5 its logit is minus infinity."""
+    table = [[0.5, -1.0, 2.0, 0.0], [1.0, 1.5, 0.0, -3e38], [0.0] * 4, [3.0, 1.0, -2.0, 0.5]]
+    tokens, targets = [[0, 1, 2], [3, 1, 1]], [[2, 3, 1], [0, 1, 2]]
+    logprobs, entropies = tiny.bigram(table)(
+        torch.tensor(tokens), targets=torch.tensor(targets), temperature=temperature
+    )
+    assert logprobs.shape == entropies.shape == (2, 3)
+    for b, row in enumerate(tokens):
+        for n, token in enumerate(row):
+            logits = [x / temperature for x in table[token]]
+            total = math.log(sum(math.exp(x) for x in logits))
+            expected = logits[targets[b][n]] - total
+            assert logprobs[b, n].item() == pytest.approx(expected, abs=1e-5) or expected < -1e37
+            parts = [math.exp(x - total) * (x - total) for x in logits if x > -1e37]
+            assert entropies[b, n].item() == pytest.approx(-sum(parts), abs=1e-5)
+    assert logprobs[0, 1] < -1e37
+    assert entropies[0, 2].item() == pytest.approx(math.log(4))  # all alike
+    assert not entropies.requires_grad

@@ -15,9 +15,9 @@ import atman
 import config
 import plan
 import train
-from cache import Prefill
+from cache import Prefill, RolloutCache
 from data import DATASETS, load_problems
-from grpo import token_logprobs
+from grpo import score_tokens, token_logprobs
 from model import Llama
 from suffix import Suffix
 from tests import tiny
@@ -78,17 +78,65 @@ def test_the_number_of_weights_is_the_models(tied):
 
 
 def test_the_parts_of_the_3b_model_by_hand():
-    kib = 1024
-    assert plan.kv_cache(LLAMA, 1, 1) == 224 * kib  # 2 * 28 layers * 8 heads * 128 * 4 bytes
-    assert plan.policy_logits(LLAMA, 2, 1024) == 3 * 2 * 1024 * 128256 * 4
-    assert plan.policy_logits(LLAMA, 1, 100) == (100 + 3072) * 128256 * 4  # the head's gradient
-    assert plan.softmax_gradients(LLAMA, 2, 4, 6) == 2 * 24 * 6 * 10 * 4
-    assert plan.decoding(LLAMA, 4, 8) == 1.25 * 32 * 224 * kib + 4 * 4 * 128256 * 4
+    kib, V = 1024, 128256
+    assert plan.kv_cache(LLAMA, 1, False) == 224 * kib  # 2 * 28 layers * 8 heads * 128 * 4 bytes
+    assert plan.kv_cache(LLAMA, 3, True) == 3 * 112 * kib
+    assert plan.policy_logits(LLAMA, 2, 1024, False) == 3 * 2 * 1024 * V * 4
+    assert plan.policy_logits(LLAMA, 1, 100, False) == (100 + 3072) * V * 4  # the head's gradient
+    assert plan.policy_logits(LLAMA, 1, 100, False, 100) == (100 + 3072) * V * 4  # one chunk
+    assert plan.policy_logits(LLAMA, 1, 200, False, 100) == (100 * 4 + 3072 * 8) * V
+    assert plan.policy_logits(LLAMA, 1, 200, True, 100) == (100 * 2 + 3072 * 6) * V
+    assert plan.policy_logits(LLAMA, 2, 1024, True) == 3 * 2 * 1024 * V * 4
+    assert plan.softmax_gradients(LLAMA, 2, 4, 6, False) == 2 * 24 * 6 * 10 * 4
+    assert plan.softmax_gradients(LLAMA, 2, 4, 6, True) == 2 * 24 * 6 * 10 * 10
+    # Two groups: the prompts' 5 columns of each twice, 3 rows of 8 own columns.
+    for half, size in ((False, 224), (True, 112)):
+        columns = 2 * (2 * 5 + 3 * 8)
+        assert plan.decoding(LLAMA, 6, 3, 5, 8, half) == columns * size * kib + 4 * 6 * V * 4
+    assert plan.decoding(LLAMA, 2, 3, 5, 8, True) == (2 * 5 + 2 * 8) * 112 * kib + 4 * 2 * V * 4
     per_layer = 6 * 3072 + 2 + 4 * 8192 + 2 * 3072 + 2 * 1024 + 24
-    assert plan.policy_activations(LLAMA, 3, 7, True) == 21 * (28 * per_layer + 3072) * 4
-    run = planned("--preset", "paper")
-    held = [size / plan.GIB for size in plan.resident(run).values()]
-    assert held == pytest.approx([11.97, 11.97, 23.94, 0, 2], abs=0.01)
+    assert plan.policy_activations(LLAMA, 3, 7, True, False) == 21 * (28 * per_layer + 3072) * 4
+    inputs = plan.policy_activations(LLAMA, 3, 7, True, False, recompute=True)
+    assert inputs == 21 * (28 * 3072 + per_layer + 3072) * 4
+    assert plan.autocast_weights(LLAMA) == 2 * (plan.body_weights(LLAMA) + V * 3072)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "world_size", "held"),
+    [  # weights, gradients, moments, copy, assumed
+        ((), 8, [11.97, 11.97, 2.99, 5.98, 2]),
+        ((), 48, [11.97, 11.97, 2.94, 5.98, 2]),  # the embedding's 128256 * 3072 on one of them
+        ((), 1, [11.97, 11.97, 23.94, 5.98, 2]),
+        (("--no-zero",), 8, [11.97, 11.97, 23.94, 5.98, 2]),
+        (("--precision", "float32"), 8, [11.97, 11.97, 2.99, 0, 2]),
+    ],
+)
+def test_what_a_rank_of_the_3b_model_holds(arguments, world_size, held):
+    run = planned("--preset", "paper", *arguments, world_size=world_size)
+    found = [size / plan.GIB for size in plan.resident(run).values()]
+    assert found == pytest.approx(held, abs=0.01)
+    moments = 2 * plan.phases(run, 1, 1)["optimiser"]["AdamW's temporary"] / plan.GIB
+    assert moments == pytest.approx(held[2], abs=0.01)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_zero_deals_out_whole_tensors(ranks):
+    """The fullest rank as ZeroRedundancyOptimizer fills them: largest first, to the emptiest."""
+    model = tiny.llama(**SHAPES[0])
+    loads = [0] * ranks
+    for weight in sorted(model.parameters(), key=torch.Tensor.numel, reverse=True):
+        loads[loads.index(min(loads))] += weight.numel()
+    run = run_of(model, world_size=ranks)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, zero=True))
+    assert plan.optimised(run) == pytest.approx(max(loads), rel=0.1)
+
+
+def test_the_default_precision_is_the_runs():
+    for arguments in ((), ("--precision", "float32"), ("--precision", "bfloat16")):
+        run = planned(*arguments)
+        for device in (torch.device("cpu"), torch.device("cuda", 0)):
+            assert run.half(device.type) == train.half_precision(run.config, device)
+        assert run.a100().half == run.half("cuda")
 
 
 def kept_by_autograd(model, function) -> int:
@@ -108,16 +156,58 @@ def kept_by_autograd(model, function) -> int:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_policy_micro_batch_keeps_what_is_counted(shape, fused):
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("chunk", [0, 30])
+@pytest.mark.parametrize(("fused", "half"), [(True, False), (False, False), (True, True)])
+def test_a_policy_micro_batch_keeps_what_is_counted(shape, fused, half, chunk, recompute):
     """Not fused is what CUDA does in float32, forced here."""
     model, rows = tiny.llama(**shape), 3
     prompts, completions = tiny.ids(0, *[P] * rows), tiny.ids(1, *[T] * rows)
+
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return score_tokens(model, prompts, completions, 1.0, chunk, recompute)
+
     with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
-        kept = kept_by_autograd(model, lambda: token_logprobs(model, prompts, completions))
-    logits = rows * T * model.config.vocab_size * 4  # log_softmax's output
-    counted = plan.policy_activations(model.config, rows, P + T, fused) + logits
+        kept = kept_by_autograd(model, forward)
+    counted = plan.policy_activations(model.config, rows, P + T, fused, half, recompute)
+    if recompute:  # one layer is there in the backward pass alone, and without autocast's weights
+        one = dataclasses.replace(model.config, num_hidden_layers=1)
+        layer = plan.policy_activations(one, rows, P + T, fused, half)
+        counted -= layer - rows * (P + T) * model.config.hidden_size * 4
+    elif half:
+        counted += plan.autocast_weights(model.config)
+    if chunk == 0:
+        counted += rows * T * model.config.vocab_size * 4  # log_softmax's output
+    if recompute:  # where layers keep little: RoPE's angles, and the head's input, thrice or once
+        counted += rows * (P + T) * 2 * model.config.head_dim * 4
+        counted += rows * T * model.config.hidden_size * 4 * (1 if chunk else 3)
     assert counted == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("chunk", [0, 30])
+@pytest.mark.parametrize("half", [False, True])
+def test_logits_take_what_is_counted(half, chunk):
+    """The highest of a forward and backward pass, by every tensor that PyTorch's CPU allocates."""
+    shape = {"num_hidden_layers": 0, "vocab_size": 4000, "hidden_size": 16}
+    model, rows, length = tiny.llama(**shape), 2, 120
+    prompts, completions = tiny.ids(0, *[P] * rows), tiny.ids(1, *[length] * rows)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logprobs, _, _ = score_tokens(model, prompts, completions, 1.0, chunk)
+        logprobs.sum().backward()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    now, peak = 0, 0
+    for _, size in sorted(changes, key=lambda change: change[0]):
+        now += size
+        peak = max(peak, now)
+    counted = plan.policy_logits(model.config, rows, length, half, chunk)
+    assert counted == pytest.approx(peak, rel=0.15)
 
 
 def mask_parts(rows):
@@ -133,40 +223,70 @@ def mask_step(model, parts):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_mask_step_keeps_what_is_counted(shape):
-    model = tiny.llama(**shape)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_mask_step_keeps_what_is_counted(shape, half):
+    model = tiny.llama(**shape, dtype=torch.bfloat16 if half else torch.float32)
     mask, forward = mask_step(model, mask_parts(4))
     with atman.frozen(model):
         kept = kept_by_autograd(model, forward)
-    counted = plan.mask_activations(model.config, 4, P, T + D + A - 1, A)
+    counted = plan.mask_activations(model.config, 4, P, T + D + A - 1, A, half)
+    counted += 2 * 4 * (T + D + A - 1) * T * 4  # the mask on the way into the scores, and clamped
     assert counted == pytest.approx(kept, rel=0.1)
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("rows", "group"), [(8, 4), (6, 4), (3, 4)])
+def test_the_cache_of_rollouts_is_as_counted(half, rows, group):
+    model = tiny.llama(**SHAPES[0], dtype=torch.bfloat16 if half else torch.float32)
+    prompts = [prompt for prompt in tiny.ids(0, *[P] * 2) for _ in range(group)][:rows]
+    prefill = Prefill(model, prompts)
+    cache = RolloutCache(prefill, prompts, room=70)
+    kept = [cache.prompt_keys, cache.prompt_values, cache.keys, cache.values]
+    cache.select(torch.arange(rows))  # all are still there: the prompts' columns, once more
+    kept += [cache.prompt_keys, cache.prompt_values]
+    size = sum(x.nbytes for tensors in kept for x in tensors)
+    logits = 4 * rows * model.config.vocab_size * 4
+    assert plan.decoding(model.config, rows, group, P, 70, half) - logits == size
+
+
 def test_the_batches_that_would_fit_are_named():
-    run = planned("--preset", "paper", "--mask-batch", 8)
-    lines = "\n".join(plan.memory_lines(run))
-    assert "masks at the longest: --mask-batch 4 would fit" in lines
-    assert "policy at the longest: --micro-batch 1 would fit" in lines
-    room = 79.1 * plan.GIB - sum(plan.resident(run).values())
-    for flag, phase, batch in (("mask-batch", "masks", 4), ("micro-batch", "policy", 1)):
-        for rows, fits in ((batch, True), (batch + 1, False)):
+    def named(*arguments, **changes):
+        run = dataclasses.replace(planned("--preset", "paper", *arguments), **changes)
+        return run, plan.memory_lines(run)
+
+    run, lines = named("--micro-batch", 8)
+    first, second = (n for n, line in enumerate(lines) if line.startswith("  A100"))
+    assert lines[first + 1 : second] == ["    policy at the longest: --micro-batch 4 would fit"]
+    assert lines[second + 1 :] == [
+        "    masks at the longest: --mask-batch 1 would fit",
+        "    policy at the longest: not even --micro-batch 1 would fit",
+    ]
+    for card, flag, phase, batches in (
+        ("A100-80GB", "micro-batch", "policy", {4: True, 8: False}),  # 5 to 7 do not divide 64
+        ("A100-40GB", "micro-batch", "policy", {1: False}),
+        ("A100-40GB", "mask-batch", "masks", {1: True, 2: False}),
+    ):
+        room = plan.CARDS[card] * plan.GIB - sum(plan.resident(run).values())
+        for rows, fits in batches.items():
             longest = plan.phases(planned("--preset", "paper", f"--{flag}", rows), 300, 1024)
             assert (sum(longest[phase].values()) <= room) == fits
-    lines = plan.memory_lines(planned("--preset", "paper", "--micro-batch", 1))
-    assert not any("would fit" in line for line in lines)
+    _, lines = named()
     fits = [line.split()[-2:] for line in lines if line.startswith("  A100")]
     assert fits == [["fits", "fits"], ["too", "small"]]
-    large = planned("--preset", "paper", "--model", "meta-llama/Llama-3.1-8B-Instruct@main")
-    lines = plan.memory_lines(large)
-    assert sum("AdamW alone need 151.6 GiB" in line for line in lines) == 2  # on neither card
+    # Everything in float32 and whole on each rank: as large as a policy pass of 1 rollout allows.
+    _, lines = named("--precision", "float32", "--no-zero", "--logit-chunk", 0)
+    assert "    policy at the longest: --micro-batch 1 would fit" in lines
+    large, lines = named("--model", "meta-llama/Llama-3.1-8B-Instruct@main")
+    needed = sum(plan.resident(large).values()) + plan.optimised(large) * 4
+    text = f"AdamW alone need {needed / plan.GIB:.1f} GiB"
+    assert needed > 80 * plan.GIB and sum(text in line for line in lines) == 2  # on neither card
     assert not any("would fit" in line for line in lines)
     assert max(map(len, lines)) <= 100
-    # 45.6 GiB of weights, gradients and moments fit 80 GB by themselves, a step of AdamW does not
-    shape = dataclasses.replace(LLAMA, num_hidden_layers=42)
-    tight = plan.memory_lines(dataclasses.replace(run, shape=shape))
-    room = 79.1 * plan.GIB - sum(plan.resident(dataclasses.replace(run, shape=shape)).values())
-    assert 0 < room < plan.parameters(shape) * 4
-    assert sum("AdamW alone need" in line for line in tight) == 2
+    # What is always there fits 80 GB by itself, a step of AdamW on top does not
+    tight, lines = named(shape=dataclasses.replace(LLAMA, num_hidden_layers=70))
+    room = 79.1 * plan.GIB - sum(plan.resident(tight).values())
+    assert 0 < room < plan.optimised(tight) * 4
+    assert sum("AdamW alone need" in line for line in lines) == 2
 
 
 def test_a_rank_holds_its_share_of_the_rollouts():
@@ -178,7 +298,7 @@ def test_a_rank_holds_its_share_of_the_rollouts():
         "evaluation": (44, 32),  # 11 of 500 problems, 4 samples each
     }
     cache = plan.phases(run, 300, 1024)["sampling"]["KV cache"]
-    assert cache == plan.decoding(LLAMA, 2, 1324)
+    assert cache == plan.decoding(LLAMA, 2, 8, 300, 1024, True)
     assert plan.shares(run, 64)["policy"] == (1, 1)
     assert "masks" not in plan.phases(planned("--saliency", "none"), 1, 1)
 
@@ -203,6 +323,16 @@ def test_arithmetic_is_what_pytorch_counts(shape):
         prompts, completions = tiny.ids(0, P), tiny.ids(1, T + D + A)
         token_logprobs(model, prompts, completions)[0].sum().backward()
     assert flop["policy"] == pytest.approx(policy.get_total_flops(), rel=0.01)
+    for setting in ({"logit_chunk": 30}, {"recompute": True}):
+        run = run_of(model)
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, **setting))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as saving:
+            score_tokens(model, prompts, completions, **setting)[0].sum().backward()
+        # What a layer ends with, down_proj, is not run again: its output is not needed.
+        again = sum(layer.mlp.down_proj.weight.numel() for layer in model.layers)
+        again *= 2 * (P + T + D + A) * ("recompute" in setting)
+        more = saving.get_total_flops() + again - policy.get_total_flops()
+        assert plan.flop(run)["policy"] - flop["policy"] == pytest.approx(more, rel=0.01)
     mask, forward = mask_step(model, mask_parts(1))
     with atman.frozen(model), FlopCounterMode(display=False) as step:
         torch.autograd.grad(forward(), mask)
@@ -216,7 +346,8 @@ def test_the_arithmetic_of_the_3b_model_by_hand():
     body, head = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192), 128256 * 3072
     attention = 4 * 3072 * 28 * 345 * 345
     assert flop["masks"] == 201 * plan.mask_step_flop(LLAMA, 150, 195, 4)
-    assert flop["policy"] == 2 * 3 * (2 * (345 * body + 195 * head) + attention)
+    # Two passes; the head once more in each, since 195 positions are two chunks.
+    assert flop["policy"] == 2 * (3 * (2 * 345 * body + attention) + 4 * 2 * 195 * head)
     # The plain loop: whole sequence, all logits, weight gradients.
     plain = 201 * 3 * (2 * 345 * (body + head) + attention)
     assert 3.0 < plain / flop["masks"] < 3.3
@@ -236,10 +367,14 @@ def test_time_is_arithmetic_or_memory():
     assert plan.seconds(run, fast, 48)["masks"] == pytest.approx(times["masks"] / 4)
     slow = dataclasses.replace(MACHINE, flops=float("inf"), start=0)
     times = plan.seconds(run, slow, 8)
-    weights, cache = 390 * 4 * 3_212_749_824, 8 * 195 * 247.5 * 224 * 1024  # 390 steps: twice 195
+    # 390 steps: twice 195. A group of 8 reads its prompt once.
+    weights, cache = 390 * 4 * 3_212_749_824, 195 * (150 + 8 * 97.5) * 224 * 1024
     assert times["sampling"] == pytest.approx((weights + cache) / 1e11)
-    kept = plan.mask_activations(LLAMA, 8, 150, 195, 4)
-    assert times["masks"] == pytest.approx(201 * plan.TRIPS * kept / 1e11, rel=1e-3)
+    halved = plan.seconds(run, dataclasses.replace(slow, half=True), 8)
+    assert halved["sampling"] == pytest.approx((weights + cache) / 2 / 1e11)
+    for half, found in ((False, times), (True, halved)):
+        kept = plan.mask_activations(LLAMA, 8, 150, 195, 4, half)
+        assert found["masks"] == pytest.approx(201 * plan.TRIPS * kept / 1e11, rel=1e-3)
     still = dataclasses.replace(MACHINE, flops=float("inf"), bandwidth=float("inf"))
     times = plan.seconds(run, still, 8)
     assert times["sampling"] == pytest.approx(390 * 28 * plan.OPERATIONS * 1e-6)
@@ -253,7 +388,7 @@ def test_the_time_of_a_run_is_its_updates_and_evaluations():
     tests = [plan.scaled(whole * 4 * 500 * flop["evaluation"], plan.FLOPS)]
     total = 4670 * 64 * sum(flop[phase] for phase in update)
     totals = [plan.scaled(total + whole * 4 * 500 * flop["evaluation"], plan.FLOPS)]
-    for machine, ranks in ((plan.A100, 8), (MACHINE, 1)):
+    for machine, ranks in ((run.a100(), 8), (MACHINE, 1)):
         times = plan.seconds(run, machine, ranks)
         tests.append(plan.scaled(whole * times["evaluation"], plan.TIMES))
         total = 4670 * sum(times[phase] for phase in update) + whole * times["evaluation"]
