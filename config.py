@@ -279,6 +279,6 @@ def resumed_settings(parser, resume: str, given: dict, override: list[str], fres
         changes = ", ".join(f"{key} (saved {saved[key]}, now {given[key]})" for key in differing)
         parser.error(
             f"--resume {resume}: the run was started with other settings: {changes}; leave them "
-            f"out, or say --override {' '.join(differing)}"
+            f"out, or say --override {' '.join([*override, *differing])}"
         )
     return saved | given

@@ -79,8 +79,6 @@ class RunFolder:
         part = self.path / ".config.json"
         write_json(part, dataclasses.asdict(self.config) | {"out": str(self.path)})
         os.replace(part, self.path / "config.json")
-        with open(self.path / "commands.txt", "a", encoding="utf-8") as file:
-            file.write(shlex.join(["python", *sys.argv]).replace("\n", " ") + "\n")
 
     # ------------------------------------------------------------------------------------- logs
 
@@ -167,6 +165,8 @@ class RunFolder:
         found, tensors = self.read_newest(model, ranks) if ranks.rank == 0 else (None, {})
         if ranks.rank == 0:
             self.write_config()  # only now: a run that cannot go on keeps the settings it had
+            with open(self.path / "commands.txt", "a", encoding="utf-8") as file:
+                file.write(shlex.join(["python", *sys.argv]).replace("\n", " ") + "\n")
         (found,) = ranks.gather([found] if ranks.rank == 0 else [])
         self.history, self.saved = found["history"], found["step"] or None
         if self.saved is None:

@@ -1,0 +1,502 @@
+"""What ends a run early costs nothing: kills, signals, damage, a full disk, and the way back.
+
+Nearly all runs are train.main() in this process, which is faster than a process each. The long
+form of the kills, by the clock too, is tests/kills.py.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runs
+import train
+from config import parse_args
+from model import Llama
+from optimizer import make_optimizer
+from ranks import Progress, Ranks
+from runs import RunFolder
+from tests.kills import SETTINGS, differences, kill_at, timeless
+
+ROOT = Path(__file__).parent.parent
+TINY = [*SETTINGS, "--steps", "3", "--save-every", "1"]  # the later flag counts
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def go(*arguments) -> tuple[int, str]:
+    """train.py in this process, with one thread: its exit status and all it says."""
+    said, threads = io.StringIO(), torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        torch.set_num_threads(1)
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                train.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            said.write(str(end.code))
+        finally:
+            torch.set_num_threads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return code, said.getvalue()
+
+
+def call_at(monkeypatch, label: str, phase: str, action) -> None:
+    """Have action() called at the first count of that phase of that progress bar."""
+    begin, due = Progress.phase, [action]
+
+    def begin_phase(self, name, *arguments, **keywords):
+        count = begin(self, name, *arguments, **keywords)
+
+        def act_and_count(done):
+            while due:
+                due.pop()()
+            count(done)
+
+        return act_and_count if (self.label, name) == (label, phase) else count
+
+    monkeypatch.setattr(Progress, "phase", begin_phase)
+
+
+def tree(folder: Path) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def steps_kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """ValueError for a torn line."""
+    content = path.read_text() if path.exists() else ""
+    assert content == "" or content.endswith("\n")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def ends_like(folder: Path, whole: Path, *arguments) -> str:
+    """Resume a run, see it end as the one that nothing happened to; what it said."""
+    code, said = go("--resume", folder, *arguments)
+    assert code == 0, said
+    assert differences(whole, folder) == []
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of three updates that nothing happened to. Not to be changed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, said = go(*TINY, "--out", folder)
+    assert code == 0, said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def after_two(tmp_path_factory):
+    """The same, stopped in its third update: checkpoints of one and of two."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        call_at(patch, "update 3/3", "sampling", lambda: signal.raise_signal(signal.SIGTERM))
+        code, said = go(*TINY, "--out", folder)
+    assert code == 143 and steps_kept(folder) == ["step-00000001", "step-00000002"], said
+    return folder
+
+
+@pytest.fixture
+def stopped(after_two, tmp_path):
+    """A copy of it, to change."""
+    return Path(shutil.copytree(after_two, tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------ kills and signals
+
+
+@pytest.mark.parametrize("die_before", [31, 58, 117])
+def test_a_killed_run_loses_nothing(die_before, whole, tmp_path):
+    """In the first checkpoint's files, at its end, and in the third (of some 150 operations)."""
+    hit = kill_at(tmp_path / "run", tmp_path / "log", die_before=die_before, settings=TINY)
+    print(hit)
+    assert "before" in hit
+    code, said = go(*TINY, "--resume", "auto", "--out", tmp_path / "run")
+    assert code == 0, said
+    assert differences(whole, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("number", "label", "phase", "kept"),
+    [
+        (signal.SIGTERM, "update 1/3", "masks", 0),
+        (signal.SIGINT, "update 2/3", "sampling", 1),
+        (signal.SIGTERM, "update 2/3", "policy", 2),  # a step that was begun is finished
+        (signal.SIGINT, "held-out after 2", "sampling", 2),
+    ],
+)
+def test_a_signal_saves_and_says_so(number, label, phase, kept, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        call_at(patch, label, phase, lambda: signal.raise_signal(number))
+        code, said = go(*TINY, "--out", tmp_path / "run", "--save-every", "3")
+    assert code == 128 + number
+    assert f"stopped by {number.name} after update {kept} of 3" in said
+    assert f"--resume {tmp_path / 'run'}" in said
+    updates = [line for line in read_lines(tmp_path / "run/metrics.jsonl") if "outcome" in line]
+    assert len(updates) == kept
+    if kept:
+        assert steps_kept(tmp_path / "run") == [f"step-0000000{kept}"]
+    # Of the checkpoints only the last is as it was: the others were saved at other updates.
+    code, said = go("--resume", tmp_path / "run")
+    assert code == 0 and (f"going on after update {kept}" in said) == (kept > 0), said
+    differing = differences(whole, tmp_path / "run")
+    assert all(name == "config.json" or "step-0000000" in name for name in differing)
+    assert not any("step-00000003" in name for name in differing)
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    program = (
+        "import time, train; train.evaluate = lambda *_, **__: (print('busy', flush=True), "
+        "time.sleep(60)); train.main()"
+    )
+    command = [sys.executable, "-c", program, *TINY, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any("busy" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
+RANK = """
+import os, signal
+import train
+
+step = train.update_policy
+
+def die_in_the_second(*arguments, **keywords):
+    if os.path.isdir(os.environ["SECOND"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments, **keywords)
+
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+    train.update_policy = die_in_the_second
+train.main()
+"""
+
+
+def test_torchrun_goes_on_by_itself_after_a_rank_dies(tmp_path):
+    """With the optimiser sharded, so that each rank gets its part back."""
+    (tmp_path / "rank.py").write_text(RANK)
+    said = {}
+    for name in ("calm", "killed"):
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command += ["--max-restarts=2", str(tmp_path / "rank.py"), *TINY, "--zero"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, *command, "--out", str(tmp_path / name)],
+            cwd=ROOT,
+            env=environment | {"SECOND": str(tmp_path / "killed/checkpoints/step-00000001")},
+            capture_output=True,
+            text=True,
+        )
+        said[name] = done.stdout + done.stderr
+        assert done.returncode == 0, said[name]
+    assert "going on after" not in said["calm"] and "going on after update 1" in said["killed"]
+    assert differences(tmp_path / "calm", tmp_path / "killed") == []
+
+
+def test_a_restarted_run_must_know_its_folder(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    for resume in ([], ["--resume", "auto"]):
+        code, said = go(*TINY, *resume)
+        assert code == 2 and "--out" in said
+
+
+# -------------------------------------------------------------------------------- which run it is
+
+
+def test_auto_begins_a_run_and_then_goes_on_with_it(whole, tmp_path):
+    for going_on in (False, True):
+        code, said = go(*TINY, "--resume", "auto", "--out", tmp_path / "run")
+        assert code == 0 and ("going on after update 3" in said) == going_on
+        assert differences(whole, tmp_path / "run") == []
+        typed = (tmp_path / "run/commands.txt").read_text().splitlines()
+        assert len(typed) == 1 + going_on  # a line per start
+
+
+def test_other_settings_are_refused_by_name(stopped):
+    before = tree(stopped)
+    for resume in (["--resume", stopped], ["--resume", "auto", "--out", stopped]):
+        code, said = go(*resume, "--lr", "0.5", "--questions", "4", "--seed", "0")
+        assert code == 2
+        assert "questions (saved 2, now 4), lr (saved 0.0002, now 0.5);" in said
+        assert "--override questions lr" in said and "seed" not in said.partition("error:")[2]
+    code, said = go("--resume", stopped, "--lr", "0.5", "--seed", "1", "--override", "lr")
+    assert code == 2 and "seed (saved 0, now 1);" in said and "--override lr seed" in said
+    assert tree(stopped) == before
+
+
+def test_an_override_trains_on(whole, tmp_path):
+    """Three updates and then a fourth are a run of four."""
+    four, more = tmp_path / "four", Path(shutil.copytree(whole, tmp_path / "more"))
+    assert go(*TINY, "--steps", "4", "--out", four)[0] == 0
+    ends_like(more, four, "--steps", "4", "--override", "steps")
+    assert json.loads((more / "config.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "named"),
+    [
+        (None, "--resume RUN", "holds no run"),
+        ("{}", "--resume RUN", "not the settings of this version"),
+        ('{"steps": 3', "--resume RUN", "config.json cannot be used"),
+        ('{"steps": 3', "--resume auto --out RUN", "config.json cannot be used"),
+        ("[3]", "--resume RUN", "not the settings of this version"),
+        ("new key", "--resume RUN", "not the settings of this version"),
+        ("whole", "--resume RUN --override speed", "--override speed: no such setting"),
+        ("whole", "--resume RUN --out elsewhere", "--out elsewhere is not the run"),
+        ("whole", "--resume auto", "--resume auto looks for a run in --out"),
+        ("whole", "--override steps", "--override is for a run that --resume goes on with"),
+        ("whole", "--out RUN", "is not empty; name another folder, or --resume"),
+    ],
+)
+def test_a_folder_that_cannot_be_resumed(content, arguments, named, whole, tmp_path):
+    folder, config = tmp_path / "run", json.loads((whole / "config.json").read_text())
+    folder.mkdir()
+    if content == "new key":
+        content = json.dumps(config | {"speed": 1})
+    if content is not None:
+        content = json.dumps(config) if content == "whole" else content
+        (folder / "config.json").write_text(content)
+    before = tree(folder)
+    code, said = go(*arguments.replace("RUN", str(folder)).split())
+    assert code in (1, 2) and named in said and "Traceback" not in said
+    assert tree(folder) == before
+
+
+# ------------------------------------------------------------------------------------ the faults
+
+
+def flip_byte(path: Path, place=0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a byte of the weights": lambda f: flip_byte(f / "model.safetensors"),
+    "a byte of the optimiser": lambda f: flip_byte(f / "optimizer.safetensors"),
+    "a byte of the random states": lambda f: flip_byte(f / "optimizer.safetensors", 0.9999),
+    "a byte of its settings": lambda f: flip_byte(f / "config.json"),
+    "the step": lambda f: (f / "state.json").write_text(
+        (f / "state.json").read_text().replace('"step": 2', '"step": 3')
+    ),
+    "no model": lambda f: (f / "model.safetensors").unlink(),
+    "no state": lambda f: (f / "state.json").unlink(),
+    "cut short": lambda f: os.truncate(f / "optimizer.safetensors", 1000),
+    "state cut short": lambda f: os.truncate(f / "state.json", 100),
+    "garbage": lambda f: (f / "state.json").write_bytes(b"\xff\x00garbage"),
+    "a list": lambda f: (f / "state.json").write_text("[]"),
+    "an empty object": lambda f: (f / "state.json").write_text("{}"),
+    "no files listed": lambda f: (f / "state.json").write_text('{"step": 2, "files": []}'),
+}
+
+
+def restored(folder: Path, capsys) -> tuple[int, str]:
+    """What RunFolder.restore goes on from, and what it says."""
+    saved = json.loads((folder / "config.json").read_text())
+    config = parse_args(["--resume", str(folder)])
+    assert config.steps == saved["steps"]
+    model = Llama.from_pretrained(ROOT / "data/micro")
+    optimizer = make_optimizer(model, config.lr, ALONE, zero=False)
+    step, _ = RunFolder.reopen(config, ALONE).restore(model, optimizer, ALONE)
+    return step, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(damage, stopped, capsys):
+    damage(stopped / "checkpoints/step-00000002")
+    step, said = restored(stopped, capsys)
+    assert step == 1
+    assert "step-00000002: " in said and "trying the one before" in said
+
+
+def test_the_one_before_leads_to_the_same_end(stopped, whole):
+    """Also when a checkpoint of later is damaged, which must not count among the kept."""
+    shutil.copytree(stopped / "checkpoints/step-00000002", stopped / "checkpoints/step-00000009")
+    for step in (2, 9):
+        flip_byte(stopped / f"checkpoints/step-0000000{step}/model.safetensors")
+    said = ends_like(stopped, whole)
+    assert said.count("model.safetensors is not as it was written; trying the one before") == 2
+    assert "going on after update 1" in said
+
+
+def test_without_a_whole_checkpoint_nothing_is_overwritten(stopped):
+    for step in (1, 2):
+        flip_byte(stopped / f"checkpoints/step-0000000{step}/optimizer.safetensors")
+    before = tree(stopped)
+    code, said = go("--resume", stopped, "--lr", "1e-5", "--override", "lr")
+    assert code == 1 and "none of its 2 checkpoints is whole; start a new run" in said
+    assert tree(stopped) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_log_that_lost_lines_is_named(name, stopped):
+    os.truncate(stopped / name, 100)
+    before = tree(stopped)
+    code, said = go("--resume", stopped)
+    assert code == 1 and f"{stopped / name}: is shorter than the checkpoint says" in said
+    assert tree(stopped) == before
+
+
+def test_what_a_kill_leaves_behind_does_not_hurt(stopped, whole):
+    """A save half written, an old folder not yet gone, lines of the step that was lost."""
+    newest = stopped / "checkpoints/step-00000002"
+    for leftover in (
+        ".step-00000003.atmanrl-new",
+        ".step-00000007.atmanrl-new",
+        "..step-00000003.atmanrl-new.atmanrl-new",
+        ".step-00000002.atmanrl-old",
+    ):
+        shutil.copytree(newest, newest.parent / leftover)
+        (newest.parent / leftover / "state.json").unlink()
+    (stopped / ".config.json").write_text('{"ste')
+    with open(stopped / "metrics.jsonl", "a") as log:
+        log.write('{"step": 3, "rew')
+    ends_like(stopped, whole)
+
+
+def test_another_world_is_said_and_goes_on(stopped, capsys):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        step, said = restored(stopped, capsys)
+    finally:
+        torch.set_num_threads(threads)
+    assert step == 2 and "note: threads was 1 when this run was saved" in said
+
+
+@pytest.fixture
+def largest_file():
+    """Sets the largest size that a file may reach: writing more fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_for_metrics_tears_no_line(stopped, whole, largest_file):
+    metrics = stopped / "metrics.jsonl"
+    lines = read_lines(metrics)
+    largest_file(metrics.stat().st_size + 50)
+    code, said = go("--resume", stopped)
+    largest_file(resource.RLIM_INFINITY)
+    assert code == 1 and f"{metrics}: cannot be written" in said and "Traceback" not in said
+    left = read_lines(metrics)  # the last one did not fit, and is not there in part
+    assert left and list(map(timeless, left)) == list(map(timeless, lines[: len(left)]))
+    ends_like(stopped, whole)
+
+
+@pytest.mark.parametrize("size", [2**20, 5 * 2**20], ids=["weights", "optimiser"])
+def test_a_disk_that_is_full_for_a_checkpoint(size, stopped, whole, largest_file):
+    kept = tree(stopped / "checkpoints")
+    largest_file(size)
+    code, said = go("--resume", stopped)
+    largest_file(resource.RLIM_INFINITY)
+    assert code == 1 and "cannot be written" in said and "Traceback" not in said
+    assert tree(stopped / "checkpoints") == kept
+    ends_like(stopped, whole)
+
+
+def test_something_in_the_way_of_a_checkpoint(stopped, whole):
+    kept = tree(stopped / "checkpoints")
+    obstacle = stopped / "checkpoints/.step-00000003.atmanrl-new"
+    obstacle.write_text("a file")
+    code, said = go("--resume", stopped)
+    assert code == 1 and "step-00000003: cannot write beside it" in said
+    obstacle.unlink()
+    assert tree(stopped / "checkpoints") == kept
+    ends_like(stopped, whole)
+
+
+def test_a_read_only_folder_is_named(stopped, monkeypatch):
+    before = tree(stopped)
+    monkeypatch.setattr(runs.os, "access", lambda *_: False)  # for root everything is writable
+    for arguments in (["--resume", stopped], ["--out", stopped.parent / "new"]):
+        code, said = go(*arguments)
+        assert code == 1 and f"--out {arguments[1]}: may not be written to" in said
+    assert tree(stopped) == before
+
+
+def test_a_data_file_that_is_gone_is_named(tmp_path):
+    lines = [
+        {"question": f"Ann has {n} pens and buys {n}. How many?", "answer": f"Sum.\n#### {2 * n}"}
+        for n in range(3, 10)
+    ]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = tmp_path / "run"
+    gsm8k = ["--dataset", "gsm8k", "--data-dir", tmp_path, "--steps", "1", "--max-new-tokens", "9"]
+    code, said = go(*TINY, *gsm8k, "--out", run)
+    assert code == 0, said
+    (tmp_path / "train.jsonl").unlink()
+    before = tree(run)
+    code, said = go("--resume", run, "--steps", "2", "--override", "steps")
+    assert code == 1 and "train.jsonl" in said and "Traceback" not in said
+    assert tree(run) == before
+
+
+# ------------------------------------------------------------------------------- what is kept
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path, monkeypatch):
+    summarize, scores = train.summarize, iter([0.9, 0.2, 0.4, 0.4, 0.3, 1.0])
+    monkeypatch.setattr(
+        train, "summarize", lambda *arguments: summarize(*arguments) | {"pass@1": next(scores)}
+    )
+    code, said = go(*TINY, "--steps", "5", "--keep", "3", "--out", tmp_path / "run")
+    assert code == 0, said
+    assert steps_kept(tmp_path / "run") == ["step-00000003", "step-00000004", "step-00000005"]
+    # 0.9 and 1.0 are of more problems than those in between, of which the first 0.4 is the best.
+    assert json.loads((tmp_path / "run/best/score.json").read_text()) == {"step": 2, "pass@1": 0.4}
+    best = load_file(tmp_path / "run/best/model.safetensors")
+    third = load_file(tmp_path / "run/checkpoints/step-00000003/model.safetensors")
+    assert any(not torch.equal(best[key], third[key]) for key in best)
+    model = Llama.from_pretrained(tmp_path / "run/best")  # in Hugging Face's form, as any other
+    assert all(torch.equal(best[key], weight) for key, weight in model.file_weights().items())
+
+
+def test_keeping_fewer_keeps_the_newest(stopped, whole):
+    """A damaged checkpoint of later is no reason to drop the one just written."""
+    later = stopped / "checkpoints/step-00000009"
+    shutil.copytree(stopped / "checkpoints/step-00000002", later)
+    flip_byte(later / "model.safetensors")
+    code, said = go("--resume", stopped, "--keep", "1", "--override", "keep")
+    assert code == 0 and steps_kept(stopped) == ["step-00000003"], said
+
+
+def test_no_pickle_is_loaded(stopped, whole, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a pickle was loaded")
+
+    for module, names in ((torch, ["load"]), (pickle, ["load", "loads", "Unpickler"])):
+        for name in names:
+            monkeypatch.setattr(module, name, fail)
+    ends_like(stopped, whole)
+    suffixes = {path.suffix for path in stopped.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".png", ".txt"}
