@@ -95,12 +95,12 @@ def invariance(updates: int) -> bool:
 
 def speed(rounds: int, updates: int) -> None:
     """Rollouts a second of one process and of two, and the ratio."""
-    print("\n16 rollouts a process and update, one thread a process, taking turns")
+    print("\n64 rollouts a process and update, one thread a process, taking turns")
     rates = {1: [], 2: []}
     for number in range(rounds):
         for processes in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                sizes = ["--questions", 4 * processes, "--rollouts", 4, "--micro-batch", 4]
+                sizes = ["--questions", 8 * processes, "--rollouts", 8]
                 run(processes, Path(folder) / "run", *sizes, "--steps", updates)
                 metrics = lines(Path(folder) / "run/metrics.jsonl")
             seconds = [
@@ -108,7 +108,7 @@ def speed(rounds: int, updates: int) -> None:
                 for line in metrics
                 if "outcome" in line
             ][1:]  # the first update warms up
-            rates[processes].append(16 * processes * len(seconds) / sum(seconds))
+            rates[processes].append(64 * processes * len(seconds) / sum(seconds))
         one, two = (rates[processes][-1] for processes in (1, 2))
         print(
             f"  round {number + 1}: 1 process {one:.2f} rollouts/s, 2 processes {two:.2f}, "
