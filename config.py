@@ -211,8 +211,8 @@ def parse_command(arguments=None) -> tuple[Config, Options]:
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not dry_run:
         if "out" not in given and resume in (None, "auto"):
             parser.error("torchrun --max-restarts needs --out: a restarted run looks there")
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-            resume = resume or "auto"
+        # From the first start on: torchrun does not count restarts alike on all nodes.
+        resume = resume or "auto"
     if resume == "auto" and "out" not in given:
         parser.error("--resume auto looks for a run in --out: name a folder there")
     settings = PRESETS[given.get("preset", "micro")] | given

@@ -44,7 +44,11 @@ class Ranks:
             torch.cuda.set_device(device)
         if world_size == 1:
             return cls(0, 1, device)
-        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+        # Long enough for the slowest rank's masks, and for rank 0 to write a large checkpoint;
+        # torchrun notices a rank that has died.
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl", timeout=datetime.timedelta(hours=2)
+        )
         return cls(dist.get_rank(), world_size, device)
 
     def stop(self) -> None:
@@ -130,19 +134,23 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Turns SIGTERM and SIGINT into a request; a second one ends the process as usual.
+    """Turns SIGTERM and SIGINT into a request; the same once more ends the process as usual.
 
+    Not within two seconds: a scheduler signals the whole job, and torchrun passes its own on.
     signal: the number of the one that came, 0 before.
     """
 
     def __init__(self):
-        self.signal = 0
+        self.signal, self.came = 0, 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request)
 
     def request(self, number, frame) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        if self.signal == number and time.monotonic() - self.came > 2:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.signal:
+            self.signal, self.came = number, time.monotonic()
 
 
 def together(ranks: Ranks, stop: Stop, work: Callable, *arguments, **keywords):

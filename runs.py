@@ -13,8 +13,8 @@
     best/, checkpoint/              the best by held-out score; the last (train.py)
 
 A checkpoint is written under another name, reaches the disk, and is renamed. What the logs hold
-beyond the checkpoint that a run goes on from is cut off. Rank 0 alone reads and writes: the ranks
-need not share a disk. No pickle is read or written: safetensors and JSON only.
+beyond the checkpoint that a run goes on from is cut off. Rank 0 alone writes, and reads all but
+config.json, which every node must see. No pickle is read or written: safetensors and JSON only.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from checkpoint import read_json, read_weights, sync, write_json, written_whole
+from checkpoint import check_weights, read_json, read_weights, sync, write_json, written_whole
 from optimizer import gather_state, scatter_state
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -78,6 +78,7 @@ class RunFolder:
     def write_config(self) -> None:
         part = self.path / ".config.json"
         write_json(part, dataclasses.asdict(self.config) | {"out": str(self.path)})
+        sync(part)
         os.replace(part, self.path / "config.json")
 
     # ------------------------------------------------------------------------------------- logs
@@ -195,11 +196,14 @@ class RunFolder:
                 damaged.append(folder)
                 continue
             state = read_json(folder / STATE)
+            shapes = {key: tuple(w.shape) for key, w in model.file_weights().items()}
+            check_weights(folder, shapes)
+            tensors = load_file(folder / OPTIMIZER)
             self.cut_logs(state["logs"])
             read_weights(folder, model.file_weights())
             history = (self.path / LOGS[0]).read_text(encoding="utf-8").splitlines()
             state["history"] = [json.loads(line) for line in history]
-            return state, load_file(folder / OPTIMIZER)
+            return state, tensors
         if damaged:
             raise ValueError(
                 f"--resume {self.path}: none of its {len(damaged)} checkpoints is whole; start a "

@@ -16,6 +16,8 @@ Departures from section 3.4, beyond those in atman.py and grpo.py:
    any number of ranks works.
 """
 
+import dataclasses
+import json
 import math
 import os
 import re
@@ -65,6 +67,11 @@ class Rollout:
 def train(config: Config, resume: bool = False) -> None:
     """Run config; with resume go on in config.out, if a run is there."""
     ranks = Ranks.start(config.device)
+    if len({json.dumps(settings) for settings in ranks.gather([dataclasses.asdict(config)])}) > 1:
+        raise ValueError(
+            "the ranks have different settings: give all of them the same command line, and a "
+            "run's folder (--out, --resume) that every node sees"
+        )
     torch.manual_seed(config.seed)  # nothing here draws from it; should a library, then by the seed
     ranks.say(f"loading {config.model} and the problems of {config.dataset}")
     with ranks.local_first():  # a machine's others find what it has downloaded
@@ -85,6 +92,8 @@ def train(config: Config, resume: bool = False) -> None:
     run = RunFolder.reopen(config, ranks) if resume else RunFolder.begin(config, ranks)
     done, notes = run.restore(model, optimizer, ranks)
     notes = {"skipped_in_a_row": 0, "best": None} | notes
+    if done > steps:
+        raise ValueError(f"--steps {steps}: {run.path} has done {done} updates already")
     # The policy pass goes through DDP's wrapper, or its gradients would never be averaged.
     policy = model
     if ranks.world_size > 1:  # gradients live in DDP's buckets: no second copy of them
@@ -154,7 +163,8 @@ def train(config: Config, resume: bool = False) -> None:
                     recompute=config.recompute,
                     progress=bar.phase("policy", config.passes * len(rollouts), whole=True),
                 )  # Eq. 5
-                broken = ranks.gather([rollouts[n].problem.id for n in stats["broken_rows"]])
+                rows = [n for n in stats["broken_rows"] if n < len(rollouts)]  # not those filled up
+                broken = ranks.gather([rollouts[n].problem.id for n in rows])
             bar.close()
             clock.append(time.time())
 
@@ -344,7 +354,8 @@ def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) 
 
 def describe(rollout: Rollout) -> dict:
     """What the other ranks, the metrics and samples.jsonl need of a rollout."""
-    measured = rollout.mask_losses is not None and math.isfinite(rollout.saliency)
+    numbers = [rollout.saliency, *(rollout.mask_losses or [math.nan])]
+    measured = all(map(math.isfinite, numbers))
     return {
         "id": rollout.problem.id,
         "gold": rollout.problem.answer,
