@@ -34,7 +34,7 @@ def difference(before: Ratios, after: Ratios, draws: int = DRAWS, seed: int = 0)
     return _describe([_arrays(after, common), _arrays(before, common)], draws, seed)
 
 
-@lru_cache(maxsize=8)  # a table asks for the same one again and again
+@lru_cache(maxsize=2)  # a table asks for the same one again and again; each is large
 def _resamples(questions: int, draws: int, seed: int) -> np.ndarray:
     """How often each question comes when Q are drawn with replacement: (draws, Q)."""
     chances = np.full(questions, 1 / questions)
@@ -58,10 +58,13 @@ def _describe(arms: list[np.ndarray], draws: int, seed: int) -> dict:
 
     value = float(combine(np.ones(questions)))
     result = {"value": None, "low": None, "high": None, "questions": questions}
-    if math.isnan(value):
+    if not math.isfinite(value):
         return result
     result["value"] = value
     if questions > 1:
-        low, high = np.nanpercentile(combine(_resamples(questions, draws, seed)), (2.5, 97.5))
-        result |= {"low": float(low), "high": float(high)}
+        found = combine(_resamples(questions, draws, seed))
+        found = found[np.isfinite(found)]
+        if len(found):
+            low, high = np.percentile(found, (2.5, 97.5))
+            result |= {"low": float(low), "high": float(high)}
     return result

@@ -17,6 +17,7 @@ same command with that --out goes on. In the end DIR/results.json holds:
 
     command, arguments, versions, seeds
     fractions, top_shares   faithfulness.FRACTIONS and TOP_SHARES
+    mask_settings: ranking -> the MaskConfig its mask was learned with
     models: name ->
         checkpoint      the directory that was read
         summary         Table 1 as plain numbers
@@ -40,20 +41,24 @@ same command with that --out goes on. In the end DIR/results.json holds:
 """
 
 import argparse
+import hashlib
 import importlib.metadata
 import itertools
 import json
 import math
+import os
 import platform
 import shlex
 import sys
 import time
 import zlib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 import bootstrap
+import heat
 import report
 from atman import MaskConfig, optimize_masks
 from compare import (
@@ -92,6 +97,10 @@ from table1 import counts_by_text, describe_spacy, load_spacy, summarize, table,
 
 MAP_BATCH = 8  # traces whose masks are learned together: neighbours in length, little padding
 FIGURE_SIZE = 128  # rows and columns that results.json keeps of a mask
+SMALL_FILES = (  # of a checkpoint, beside its weights: its answers depend on them
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def evaluate(
@@ -164,11 +173,12 @@ def main() -> None:
         "temperature": (float, 1.0, 0, "0 is greedy"),
         "max-new-tokens": (int, None, 1, f"longest completion, by default {limits}"),
         "batch-size": (int, 256, 1, "samples decoded together"),
-        "mask-steps": (int, 200, 1, "steps of the masks whose map is tested; the paper: 200"),
+        "mask-steps": (int, 200, 1, "steps of the masks whose map is tested, at a rate of "
+                       "0.2 / steps; the paper: 200"),
         "mask-sparsity": (float, 0.0, 0, "above 0: test a mask learned with this sparsity too"),
         "matched": (float, 0.1, 0, "how far apart two traces of matched length may be, a share of "
                     "the longer one (3 tokens are always near enough)"),
-        "bootstrap": (int, bootstrap.DRAWS, 1, "draws behind each interval"),
+        "bootstrap": (int, bootstrap.DRAWS, 100, "draws behind each interval"),
         "spacy-model": (str, None, None, "trained spaCy pipeline, by default blank English"),
         "seed": (int, 0, 0, "of the sampling, the changed numbers and the bootstrap"),
         "device": (str, None, None, "cpu or cuda, by default cuda where there is one"),
@@ -211,11 +221,11 @@ def main() -> None:
     try:
         run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(heat.visible(f"error: {error}", "\n"))  # a chat template may raise what it likes
     except KeyboardInterrupt:
         where = f" with --out {args.out}" if given is None else ""
         kept = f"the same command{where} goes on from here" if args.out else "nothing was done yet"
-        sys.exit(f"interrupted; {kept}")
+        sys.exit(heat.visible(f"interrupted; {kept}"))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -224,8 +234,7 @@ def run(args: argparse.Namespace) -> None:
     args.limit = args.limit or (300 if args.dataset == "micro" else 500)
     problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
     args.max_new_tokens = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens[args.split]
-    directories = {name: weights_of(name, "--compare") for name in args.compare}
-    directories[args.model] = weights_of(args.model)
+    directories = weights_of_all(args)
     tokenizers = {name: Tokenizer.from_directory(path) for name, path in directories.items()}
     for name, directory in directories.items():  # all of them, before the first is sampled
         tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
@@ -234,11 +243,14 @@ def run(args: argparse.Namespace) -> None:
         say(f"report and results: {args.out}")
     folder = Path(args.out)
     make_folder(folder)  # before the work, not after it
-    journal = Journal(folder, journal_settings(args, directories))
+    for name in ("results.json", "report.html"):
+        if (folder / name).is_dir():
+            raise ValueError(f"--out {folder}: {name} there is a folder; move it, or name another")
+    journal = Journal(folder, journal_settings(args, directories, problems))
 
     def stage(work, name, *inputs):
         model = Llama.from_pretrained(directories[name], device=device)
-        bar = Progress(name)
+        bar = Progress(heat.visible(name))
         try:
             return work(model, tokenizers[name], *inputs, args, journal, name, bar)
         finally:
@@ -292,11 +304,12 @@ def run(args: argparse.Namespace) -> None:
         | {"run": report.read_run(directories[name])}
         for name, arm in arms.items()
     }  # fmt: skip
-    text = json.dumps(about(args, pipeline) | {"models": models, "pairs": compared}, indent=1)
+    results = about(args, pipeline) | {"models": models, "pairs": compared}
+    text = json.dumps(finite(results), indent=1, allow_nan=False)
     path = folder / "results.json"
     report.write_whole(path, text.encode())
-    print(f"wrote {path}")
-    print(f"wrote {report.write_report(folder, json.loads(text))}")
+    print(heat.visible(f"wrote {path}"))
+    print(heat.visible(f"wrote {report.write_report(folder, json.loads(text))}"))
     journal.finish()
 
 
@@ -338,6 +351,22 @@ def weights_of(name: str, flag: str = "--model") -> Path:
     return of_run if (of_run / "config.json").is_file() and not own else directory
 
 
+def weights_of_all(args) -> dict[str, Path]:
+    """The weights of every arm by its name, --model last. ValueError for one that is named twice.
+
+    Names are compared by where they lead: an arm beside itself would be one arm.
+    """
+    found: dict[str, Path] = {}
+    places: dict[str, str] = {}
+    for name, flag in [*((name, "--compare") for name in args.compare), (args.model, "--model")]:
+        directory = weights_of(name, flag)
+        same = places.setdefault(os.path.realpath(directory), name)
+        if name in found or same != name:
+            raise ValueError(f"{flag} {name}: the same checkpoint as {same}; name another")
+        found[name] = directory
+    return found
+
+
 def headline(name: str, found: dict[str, dict]) -> str:
     """What is known of an arm first, in a line."""
     passes = [key for key in found if key.startswith("pass@")]
@@ -346,7 +375,16 @@ def headline(name: str, found: dict[str, dict]) -> str:
 
 
 def say(text: str) -> None:
-    print(text + "\n", flush=True)
+    print(heat.visible(text, "\n") + "\n", flush=True)
+
+
+def finite(value):
+    """What JSON can hold: numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return heat.finite(value) if isinstance(value, float) else value
 
 
 def about(args, pipeline) -> dict:
@@ -363,10 +401,20 @@ def about(args, pipeline) -> dict:
         "seeds": {"sampling": args.seed, "bootstrap": args.seed, "problems": 0},
         "fractions": FRACTIONS,
         "top_shares": TOP_SHARES,
+        "mask_settings": {name: asdict(config) for name, config in mask_configs(args).items()},
     }
 
 
-def journal_settings(args, directories) -> dict:
+def mask_configs(args) -> dict[str, MaskConfig]:
+    """By ranking: what the masks are learned with. Fewer steps are larger: they go as far."""
+    plain = MaskConfig(steps=args.mask_steps, lr=0.2 / args.mask_steps)
+    if not args.mask_sparsity:
+        return {"mask": plain}
+    sparse = replace(plain, sparsity=args.mask_sparsity)
+    return {"mask": plain, f"mask, sparsity {args.mask_sparsity:g}": sparse}
+
+
+def journal_settings(args, directories, problems) -> dict:
     """What the rows of an interrupted evaluation depend on, by flag."""
     free = {"out", "batch_size", "matched", "bootstrap", "spacy_model", "faithfulness"}
     settings = {
@@ -380,7 +428,17 @@ def journal_settings(args, directories) -> dict:
         )
         size = sum(file.st_size for file in files)
         settings[f"weights in {name} of"] = f"{written} UTC, {size} bytes"
+        for file in SMALL_FILES:
+            path = Path(directory) / file
+            settings[f"{file} in {name}"] = digest(path.read_bytes()) if path.is_file() else None
+    rows = [[problem.id, problem.question, problem.answer] for problem in problems]
+    settings["problems"] = digest(json.dumps(rows).encode())
+    settings["masks"] = {name: asdict(config) for name, config in mask_configs(args).items()}
     return settings
+
+
+def digest(content: bytes) -> str:
+    return "sha256 " + hashlib.sha256(content).hexdigest()
 
 
 def sample(model, tokenizer, problems, args, journal, name, bar) -> list[dict]:
@@ -452,11 +510,9 @@ def measure_reliance(model, tokenizer, arm, args, journal, name, bar) -> dict:
 
 def measure_maps(model, tokenizer, arm, keys, args, journal, name, bar) -> dict:
     """Rankings of the tokens of the given correct traces, and how right they are."""
-    plain = MaskConfig(steps=args.mask_steps)
-    configs = {"mask": (plain, "mask"), "attribution": (plain, "attribution")}
-    if args.mask_sparsity:
-        sparse = MaskConfig(steps=args.mask_steps, sparsity=args.mask_sparsity)
-        configs[f"mask, sparsity {args.mask_sparsity:g}"] = (sparse, "mask")
+    learned = mask_configs(args)
+    configs = {"mask": (learned["mask"], "mask"), "attribution": (learned["mask"], "attribution")}
+    configs |= {name: (config, "mask") for name, config in learned.items()}
     steps = args.mask_steps * len({config for config, _ in configs.values()})
 
     done = journal.rows("map", name)
@@ -507,11 +563,12 @@ def follow_mask(model, tokenizer, arm, examples, args, journal, name, bar) -> di
         case = make_case(record, tokenizer, args)
         delimiter, answer = gold_tail(case.trace, case.gold, tokenizer)
         parts = [case.prompt], [case.trace.reasoning], [delimiter], [answer]
+        config = mask_configs(args)["mask"]
         found = [  # a shorter optimisation is the beginning of the longer one
-            optimize_masks(model, *parts, MaskConfig(steps=steps), count) for steps in halves
+            optimize_masks(model, *parts, replace(config, steps=steps), count) for steps in halves
         ]
         last = found[-1]
-        start = MaskConfig().init * last.region
+        start = config.init * last.region
         masks = [blocks(mask[0], last.region[0]) for mask in (start, *(f.mask for f in found))]
         losses = last.losses[:, 0].tolist()  # means over the answer's tokens
         row = {"id": key[0], "sample": key[1], "size": list(last.region[0].shape)}

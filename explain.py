@@ -218,6 +218,9 @@ def main(arguments: list[str] | None = None) -> None:
         explained = run(args)
     except (ValueError, OSError) as error:  # what a user gave: one sentence, no traceback
         sys.exit(heat.visible(f"error: {error}"))  # a chat template may raise what it likes
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     if not explained:
         sys.exit("error: no trace could be explained; 'no map' above says why")
 
@@ -265,10 +268,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                      'keys of a JSON line: {"question": ..., "answer": ...}')  # fmt: skip
     if args.reasoning is not None and args.answer is None:
         parser.error("--reasoning without --answer: say which answer the reasoning leads to")
-    if args.compare == args.model:
+    if args.compare and os.path.realpath(args.compare) == os.path.realpath(args.model):
         parser.error(f"--compare {args.compare}: the same as --model; name another checkpoint")
     if args.html and args.json and os.path.realpath(args.html) == os.path.realpath(args.json):
         parser.error(f"--json {args.json}: the same file as --html; name another")
+    for flag, file in (("html", args.html), ("json", args.json)):
+        if file and args.questions and os.path.realpath(file) == os.path.realpath(args.questions):
+            parser.error(f"--{flag} {file}: the same file as --questions; name another")
     return args
 
 

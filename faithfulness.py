@@ -44,6 +44,8 @@ ANSWER_TOKENS = 24  # room for an answer after the delimiter
 VARIANTS = 64  # of traces with hidden tokens, run together
 
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+LABEL = re.compile(r"^[ \t]*(\d+)[.)](?!\d)", re.MULTILINE)  # of a list: "1." or "2)"
+RESULT = re.compile(r"=[ \t]*[-\u2212]?\\?[$€£¥]?[ \t]*\Z")  # what stands before a result
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,12 @@ def corruption(
 ) -> list[bool | None]:
     """Change one intermediate number and let the model write on: does its answer change?
 
-    The number is drawn from those of the reasoning that the question does not hold. The reasoning
-    is cut after it, once as it was and once changed (`altered_number`), and the model goes on
-    greedily from both, to its answer: what came after the number would contradict the change. None
-    where there is no such number, or no answer from the number as it was.
+    The number is drawn from the results of the reasoning, those after an equals sign, that the
+    question does not hold; where there is none, from its other numbers, a list's labels apart: so
+    that what decorates a trace is not drawn the oftener the wordier it is. The reasoning is cut
+    after it, once as it was and once changed (`altered_number`), and the model goes on greedily
+    from both, to its answer: what came after the number would contradict the change. None where
+    there is no such number, or no answer that can be read from either.
     """
     jobs, contexts = [], []
     for n, case in enumerate(cases):
@@ -168,7 +172,7 @@ def corruption(
             split_trace(cut + said[2 * row + which], tokenizer).parsed(cases[n].gold)
             for which, cut in enumerate(cuts)
         )
-        result[n] = None if as_it_was is None else as_it_was != changed
+        result[n] = None if None in (as_it_was, changed) else as_it_was != changed
     return result
 
 
@@ -177,11 +181,19 @@ def altered_reasoning(case: Case, tokenizer: Tokenizer) -> tuple[list[int], list
     text, spans = reasoning_spans(case.trace.reasoning, tokenizer)
     given = {parse_number(match[0]) for match in NUMBER.finditer(case.question)}
     given.add(None)  # a loop of digits is no number
-    numbers = [match for match in NUMBER.finditer(text) if parse_number(match[0]) not in given]
+    labels = {match.start(1) for match in LABEL.finditer(text)}
+    numbers = [
+        match
+        for match in NUMBER.finditer(text)
+        if parse_number(match[0]) not in given and match.start() not in labels
+    ]
     if not numbers:
         return None
+    lines = [text[text.rfind("\n", 0, m.start()) + 1 : m.start()] for m in numbers]
+    results = [m for m, line in zip(numbers, lines, strict=True) if RESULT.search(line)]
+    chosen = results or numbers
     rng = np.random.default_rng(case.seed)
-    match = numbers[rng.integers(len(numbers))]
+    match = chosen[rng.integers(len(chosen))]
     touched = [i for i, (a, b) in enumerate(spans) if a < match.end() and b > match.start()]
     first, last = touched[0], touched[-1]
     before, after = text[spans[first][0] : match.start()], text[match.end() : spans[last][1]]

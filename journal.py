@@ -15,13 +15,13 @@ from pathlib import Path
 
 class Journal:
     def __init__(self, folder: Path | None, settings: dict[str, object]):
-        """ValueError naming the flag where the folder holds rows made with other settings."""
+        """ValueError where the folder holds rows of other settings, or what no journal holds."""
         self.path = folder and folder / "partial.jsonl"
         self._rows: dict[tuple[str, str], dict[tuple[str, int], dict]] = {}
         settings = json.loads(json.dumps(settings))  # as they will be read again
         lines = self._read() if self.path else []
         if lines:
-            found = lines[0].get("settings", {})
+            found = lines[0]["settings"]
             for name, value in settings.items():
                 if found.get(name) != value:
                     raise ValueError(
@@ -53,19 +53,42 @@ class Journal:
         self.rows(stage, arm).update({(row["id"], row["sample"]): row for row in rows})
 
     def _read(self) -> list[dict]:
+        """What the file holds: the settings first, then batches."""
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder: move it, or name another --out")
         if not self.path.is_file():
             return []
         whole = self.path.read_bytes()
         kept = whole[: whole.rfind(b"\n") + 1]
         if kept != whole:  # killed while writing
             os.truncate(self.path, len(kept))
-        try:
-            return [json.loads(line) for line in kept.splitlines()]
-        except ValueError as error:
-            raise ValueError(f"{self.path} is damaged ({error}): delete it") from None
+        lines = []
+        for number, line in enumerate(kept.split(b"\n")[:-1], 1):
+            try:
+                lines.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{self.path} is damaged ({error}): delete it") from None
+            if not (_is_batch if number > 1 else _is_head)(lines[-1]):
+                raise ValueError(f"{self.path} is damaged (line {number}): delete it")
+        return lines
 
     def _append(self, line: dict) -> None:
         with open(self.path, "ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _is_head(line) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("settings"), dict)
+
+
+def _is_batch(line) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("rows"), list):
+        return False
+    return all(isinstance(line.get(name), str) for name in ("stage", "arm")) and all(
+        isinstance(row, dict)
+        and isinstance(row.get("id"), str)
+        and isinstance(row.get("sample"), int)
+        for row in line["rows"]
+    )

@@ -170,9 +170,14 @@ def heat_map(label: str, record: dict, trace: dict, scores: list[float], kind: s
     )  # fmt: skip
 
 
+def known(values: list[float | None]) -> list[float]:
+    """Numbers as they were before JSON, which has none that is not finite."""
+    return [math.nan if value is None else value for value in values]
+
+
 def token_means(entry: dict, kind: str) -> list[tuple[float, int, str]]:
     """(mean saliency, traces it is in, token) of all tested traces shown, most first."""
-    scores = {(row["id"], row["sample"]): row["scores"][kind] for row in entry["map"]}
+    scores = {(row["id"], row["sample"]): known(row["scores"][kind]) for row in entry["map"]}
     found: dict[str, list[float]] = {}
     traces: dict[str, int] = {}
     tested = 0
@@ -310,9 +315,10 @@ def draw_masks(masks: dict[str, dict], wide: bool) -> bytes:
         if wide:  # on the other side it would seem to be the curve's
             bar.ax.yaxis.set_label_position("left")
         curve = axes[3]
-        curve.plot(row["probability"], color=ARM_COLOURS[0])
+        chances = known(row["probability"])
+        curve.plot(chances, color=ARM_COLOURS[0])
         for place, steps in enumerate(row["steps"]):
-            curve.plot([steps], [row["probability"][steps]], ARM_MARKERS[place], color="#000000")
+            curve.plot([steps], [chances[steps]], ARM_MARKERS[place], color="#000000")
         curve.set(ylim=(-0.03, 1.03))
         curve.set_title("probability of the answer" if wide else "P(answer)", fontsize=9)
         curve.set_xlabel("step of the mask", fontsize=8)
@@ -540,7 +546,10 @@ def collect(results: dict) -> dict[str, list[Shown]]:
     named, found = labels(results), {}
     for name, entry in results["models"].items():
         records = {(r["id"], r["sample"]): r for r in entry["records"]}
-        scores = {(row["id"], row["sample"]): row["scores"] for row in entry.get("map", [])}
+        scores = {
+            (row["id"], row["sample"]): {kind: known(v) for kind, v in row["scores"].items()}
+            for row in entry.get("map", [])
+        }
         for trace in entry.get("traces", []):
             key = (trace["id"], trace["sample"])
             one = Shown(named[name], records[key], trace, scores.get(key, {}))
@@ -751,7 +760,7 @@ def masks_part(results: dict, figures: dict) -> str:
         row = entry.get("mask")
         cells = ["-", "-", "-", "no correct trace"]
         if row:
-            cells = [heat.probability(row["probability"][steps]) for steps in row["steps"]]
+            cells = [heat.probability(known(row["probability"])[steps]) for steps in row["steps"]]
             cells += [f"{row['id']}, sample {row['sample']}"]
         rows.append((named[name], cells))
     heads = ["at c", "half-way", "after the last step", "trace"]

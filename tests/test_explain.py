@@ -231,7 +231,9 @@ def test_the_command_shows_a_given_trace_and_writes_both_files(tmp_path, capsys)
 
 def test_a_file_of_questions_and_a_second_checkpoint(tmp_path, capsys, micro):
     twin = tmp_path / "twin"
-    twin.symlink_to(ROOT / "data/micro")
+    twin.mkdir()
+    for file in (ROOT / "data/micro").iterdir():
+        (twin / file.name).symlink_to(file)
     lines = [{"question": OTHER}, {"question": QUESTION, "answer": 24, "reasoning": REASONING}]
     questions = tmp_path / "questions.jsonl"
     questions.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
@@ -319,6 +321,12 @@ def test_an_output_without_unicode_still_shows(monkeypatch):
         ([*SMALL, "--question", "Why?", "--json", "no/x"], "--json no/x: there is no folder"),
         ([*SMALL, "--question", "Why?", "--json", "x", "--html", "./x"], "--json x: the same file"),
         ([*SMALL, "--question", "Why?", "--compare", ROOT / "data/micro"], "the same as --model"),
+        (
+            [*SMALL, "--question", "Why?", "--compare", f"{ROOT}/data/../data/micro/"],
+            "the same as --model",
+        ),
+        ([*SMALL, "--questions", "x", "--json", "./x"], "--json ./x: the same file as --questions"),
+        ([*SMALL, "--questions", "x", "--html", "x"], "--html x: the same file as --questions"),
         ([*SMALL, "--question", "Why?", "--mask-steps", "0"], "--mask-steps 0"),
         ([*SMALL, "--question", "Why?", "--temperature", "nan"], "--temperature nan"),
         ([*SMALL, "--question", "Why?", "--seed", "-1"], "--seed -1"),
@@ -415,3 +423,13 @@ def test_a_given_trace_is_split_where_it_was_joined(micro):
         assert case.trace == split_trace(
             [*case.trace.reasoning, *case.trace.delimiter, *case.trace.answer], tokenizer
         )
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(explain, "run", interrupt)
+    with pytest.raises(SystemExit) as end:
+        explain.main([str(a) for a in [*SMALL, "--question", "Why?"]])
+    assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -291,11 +291,64 @@ def test_corruption_changes_a_number_that_the_question_does_not_hold(tokenizer):
             before[-2:] in ("42", "40") and changed[-2:] != before[-2:] and changed[-2:].isdigit()
         )
         seen.add(len(before))
-    assert len(seen) == 3  # 42 twice, and 40
+    assert len(seen) == 2  # the results: 42, and 40, not the 42 that is used
     assert altered_reasoning(replace(case, question="12 30 2 42 40"), tokenizer) is None
     model = Llama.from_pretrained("data/micro")
     held = replace(case, question="12 30 2 42 40")
     assert corruption(model, tokenizer, [held], 8) == [None]
+
+
+def drawn(tokenizer, text, question, draws=60):
+    """Where the number that is changed begins in the text, for many seeds."""
+    ids = tokenizer.encode(text)
+    trace = split_trace([*ids, *tokenizer.encode("\n#####\n40"), tokenizer.eos_ids[0]], tokenizer)
+    starts = set()
+    for seed in range(draws):
+        found = altered_reasoning(Case([0], question, trace, "40", (seed,)), tokenizer)
+        before, changed = (tokenizer.decode(part) for part in found)
+        assert text.startswith(before) and before != changed
+        starts.add(max(m.start() for m in faithfulness.NUMBER.finditer(before)))
+    return starts
+
+
+def test_what_is_changed_is_a_result_whatever_stands_around_it(tokenizer):
+    text = "Step 1: 77 steps of 99.\n2. 12 + 30 = $42. 5 * 6 =30.\n3) 42 - 2 = 40."
+    found = drawn(tokenizer, text, "12 pens, 30 more, 2 lost, times 5 or 6")
+    assert found == {text.index("42"), text.rindex("40")}
+
+
+def test_without_a_result_another_number_is_changed_but_never_a_label(tokenizer):
+    text = "1. It is 71.\n 22) Then 82.\n3.5 more: 9 = 8 + 1."
+    found = drawn(tokenizer, text, "no 8 here")
+    assert found == {text.index(n) for n in ("71", "82", "3.5", "9")} | {text.rindex("1")}
+    given = drawn(tokenizer, "71 then 82 = 90", "90")  # the only result is the question's
+    assert given == {0, 8}
+
+
+def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatch):
+    """Nor is the other; and a readable one follows, or does not."""
+    ids = tokenizer.encode("4 + 5 = 9.")
+    trace = split_trace([*ids, *tokenizer.encode("\n#####\n9"), tokenizer.eos_ids[0]], tokenizer)
+    case = Case([0], "4 and 5", trace, "9", (0,))
+
+    def outcome(*texts):
+        ends = [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in texts]
+        monkeypatch.setattr(faithfulness, "generate", lambda *_: ends)
+        return corruption(None, tokenizer, [case], 8)
+
+    nine, eight, none = (f".\n#####\n{said}" for said in ("9", "8", "what"))
+    assert outcome(nine, eight) == [True] and outcome(nine, nine) == [False]
+    assert outcome(nine, none) == [None] == outcome(none, nine) == outcome(none, none)
+    assert outcome(nine, " and on and on") == [None]
+
+
+def test_recency_ranks_later_tokens_higher(micro, tokenizer):
+    model, cases = micro
+    (row,) = rankings(model, tokenizer, cases[:1], {}, Erased(model, tokenizer, cases[:1]))
+    length = len(cases[0].trace.reasoning)
+    assert row["recency"].argmax() == length - 1 and (np.diff(row["recency"]) > 0).all()
+    last = top_tokens(row["recency"], np.random.default_rng(0))[0]
+    assert last[-1] and not last[0]
 
 
 def test_a_label_map_that_is_the_truth_has_area_one(tokenizer):

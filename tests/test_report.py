@@ -389,3 +389,11 @@ def test_bad_results_are_named_in_a_sentence(content, named, tmp_path):
     message = refusal.value.code
     assert message.startswith(f"error: {tmp_path / 'results.json'}: ") and named in message
     assert "\n" not in message and os.listdir(tmp_path) in ([], ["results.json"])
+
+
+def test_numbers_that_were_not_finite_are_shown_as_such(tmp_path):
+    found = results()
+    for entry in found["models"].values():
+        entry["map"][0]["scores"]["mask"][0] = entry["mask"]["probability"][2] = None
+    page = report.write_report(tmp_path, found).read_text()
+    assert "n/a" in page
