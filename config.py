@@ -96,17 +96,14 @@ class Config:
 
     def mask(self) -> MaskConfig:
         """The mask optimisation's part. paper silent: fewer steps go as far, at a larger rate."""
-        paper = MaskConfig()
-        # 0.6 forgets a gradient within 3 steps: 3 in 200 of the paper's path, a third of a path of
-        # 10. `path` forgets after as much of the path as the paper (tests/fewer_steps.py).
-        power = paper.steps / self.mask_steps if self.mask_memory == "path" else 1
-        return MaskConfig(
-            betas=tuple(beta**power for beta in paper.betas),
+        rate = {"lr": self.mask_lr} if self.mask_lr else {}
+        return MaskConfig.in_steps(
+            self.mask_steps,
+            path_memory=self.mask_memory == "path",
             init=self.mask_init,
             scale=self.mask_scale,
-            steps=self.mask_steps,
-            lr=self.mask_lr or 0.2 / self.mask_steps,
             sparsity=self.mask_sparsity,
+            **rate,
         )
 
 

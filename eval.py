@@ -407,7 +407,7 @@ def about(args, pipeline) -> dict:
 
 def mask_configs(args) -> dict[str, MaskConfig]:
     """By ranking: what the masks are learned with. Fewer steps are larger: they go as far."""
-    plain = MaskConfig(steps=args.mask_steps, lr=0.2 / args.mask_steps)
+    plain = MaskConfig.in_steps(args.mask_steps)
     if not args.mask_sparsity:
         return {"mask": plain}
     sparse = replace(plain, sparsity=args.mask_sparsity)

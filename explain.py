@@ -22,14 +22,12 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 import heat
 from atman import MaskConfig, optimize_masks, token_saliency
 from data import DATASETS, instruction
 from data.prompts import Tokenizer
 from data.traces import DELIMITER, Trace, gold_tail, reasoning_spans, split_trace
-from grpo import generate, token_logprobs
+from grpo import generate
 from hub import checkpoint_directory
 from model import Llama, LlamaConfig
 from ranks import Progress, pick_device
@@ -178,9 +176,6 @@ def measure(model, cases: list[Case], config: MaskConfig, kind, progress=None) -
     prompts, delimiters = [c.prompt for c in cases], [c.delimiter for c in cases]
     reasonings, answers = [c.trace.reasoning for c in cases], [c.answer for c in cases]
     result = optimize_masks(model, prompts, reasonings, delimiters, answers, config, progress)
-    contexts = [[*case.prompt, *case.trace.reasoning, *case.delimiter] for case in cases]
-    with torch.inference_mode():
-        logprobs, _ = token_logprobs(model, contexts, answers)  # (B, A), no mask
     saliencies = token_saliency(result, config, kind)
     rows = []
     for n, answer in enumerate(answers):
@@ -188,7 +183,7 @@ def measure(model, cases: list[Case], config: MaskConfig, kind, progress=None) -
         probabilities = {
             "suppressed": math.exp(-losses[0] * len(answer)),  # H = c
             "restored": math.exp(-losses[-1] * len(answer)),
-            "unmasked": math.exp(logprobs[n].sum().item()),
+            "unmasked": math.exp(-result.unmasked[n].item() * len(answer)),
         }
         saliency = saliencies[n].tolist()
         rows.append({"saliency": saliency, "probabilities": probabilities, "losses": losses})
@@ -290,9 +285,7 @@ def run(args: argparse.Namespace) -> bool:
         tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
     for flag in ("html", "json"):
         check_writable(flag, getattr(args, flag))
-    config = MaskConfig(
-        steps=args.mask_steps, lr=0.2 / args.mask_steps, sparsity=args.mask_sparsity
-    )
+    config = MaskConfig.in_steps(args.mask_steps, sparsity=args.mask_sparsity)
     limit = args.max_new_tokens or DATASETS[args.dataset].max_new_tokens["heldout"]
     columns = []
     for name, directory in directories.items():

@@ -49,12 +49,11 @@ KINDS = ("mask", "attribution")
 
 
 def plain(steps: int) -> MaskConfig:
-    return MaskConfig(steps=steps, lr=PAPER.lr * PAPER.steps / steps)
+    return MaskConfig.in_steps(steps)
 
 
 def matched(steps: int) -> MaskConfig:
-    first, second = (beta ** (PAPER.steps / steps) for beta in PAPER.betas)
-    return MaskConfig(steps=steps, lr=PAPER.lr * PAPER.steps / steps, betas=(first, second))
+    return MaskConfig.in_steps(steps, path_memory=True)
 
 
 def ranks(values) -> np.ndarray:
