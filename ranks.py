@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,11 @@ class Ranks:
         # Long enough for the slowest rank's masks, and for rank 0 to write a large checkpoint;
         # torchrun notices a rank that has died.
         dist.init_process_group(
-            "gloo" if device.type == "cpu" else "nccl", timeout=datetime.timedelta(hours=2)
+            "gloo" if device.type == "cpu" else "nccl",
+            store=meet(int(os.environ["RANK"]), world_size),
+            rank=int(os.environ["RANK"]),
+            world_size=world_size,
+            timeout=datetime.timedelta(hours=2),
         )
         return cls(dist.get_rank(), world_size, device)
 
@@ -127,6 +132,31 @@ def pick_device(name: str | None, flag: str = "--device") -> torch.device:
         here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
         raise ValueError(f"{flag} {name}: not on this machine, which has {here}")
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
+
+
+def meet(rank: int, world_size: int) -> dist.Store:
+    """torchrun's store, with names of its own for this start of the ranks. All call it together.
+
+    After a restart torchrun hands out the store of the start before (torch 2.13, pytorch#135712):
+    in it a rank finds the address of one that has died, and fails or waits for it for ever. Nor
+    do all nodes count restarts alike. So each start is named by its rank 0: the others leave a
+    name that no process had before, and wait for the answer to that.
+    """
+    store, *_ = next(dist.rendezvous("env://"))
+    mine = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"here/{rank}", mine)
+        start = store.get(f"start for {mine}").decode()  # waits until it is there
+        store.set(f"met/{start}/{rank}", "")
+        return dist.PrefixStore(start, store)
+    missing = set(range(1, world_size))
+    while missing:
+        for other in missing:  # answers those that have died, too, until the living have written
+            if store.check([f"here/{other}"]):
+                store.set(f"start for {store.get(f'here/{other}').decode()}", mine)
+        time.sleep(0.02)
+        missing = {other for other in missing if not store.check([f"met/{mine}/{other}"])}
+    return dist.PrefixStore(mine, store)
 
 
 class Interrupted(Exception):

@@ -1,11 +1,16 @@
-"""Ranks.local_first on two machines of two ranks each, which are four processes here."""
+"""Ranks.local_first on two machines of two ranks each (four processes), and where ranks meet."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch.distributed as dist
+
+import ranks
 from ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
@@ -68,3 +73,18 @@ def test_one_process_has_nobody_to_wait_for():
     with Ranks.start("cpu").local_first():
         done = True
     assert done
+
+
+def test_ranks_meet_anew_in_a_store_that_others_have_left(monkeypatch):
+    """As after torchrun's restart: what the dead wrote must not be taken for the living's."""
+    store = dist.HashStore()
+    monkeypatch.setattr(ranks.dist, "rendezvous", lambda _: iter([(store, None, None)]))
+    with ThreadPoolExecutor(3) as pool:
+        for start in ("first", "second", "third"):
+            waiting = pool.submit(ranks.meet, 0, 3)
+            time.sleep(0.2)  # by now rank 0 has read what it found
+            found = [pool.submit(ranks.meet, rank, 3) for rank in (1, 2)]
+            zero, one, two = (each.result(timeout=30) for each in (waiting, *found))
+            assert not two.check(["address of 1"])
+            one.set("address of 1", start)
+            assert zero.get("address of 1") == two.get("address of 1") == start.encode()

@@ -215,6 +215,7 @@ def test_torchrun_goes_on_by_itself_after_a_rank_dies(tmp_path):
             env=environment | {"SECOND": str(tmp_path / "killed/checkpoints/step-00000001")},
             capture_output=True,
             text=True,
+            timeout=240,
         )
         said[name] = done.stdout + done.stderr
         assert done.returncode == 0, said[name]

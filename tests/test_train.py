@@ -40,6 +40,7 @@ def run(*command, ok=True):
         env=environment,
         capture_output=True,
         text=True,
+        timeout=240,
     )
     output = done.stdout + done.stderr
     assert (done.returncode == 0) == ok, output
