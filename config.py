@@ -10,13 +10,14 @@ its saved settings: a flag that says otherwise is refused unless --override name
 import argparse
 import dataclasses
 import json
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from atman import MaskConfig
 from data import DATASETS
+
+LARGEST = 1e30  # of any number: its products are still within float32
 
 
 def option(default, help, choices=None, least=None, above=None):  # noqa: A002
@@ -221,8 +222,11 @@ def parse_command(arguments=None) -> tuple[Config, Options]:
     for entry in entries:
         value, flag = getattr(config, entry.name), "--" + entry.name.replace("_", "-")
         least, above = entry.metadata["least"], entry.metadata["above"]
-        if isinstance(value, float) and not math.isfinite(value):
-            parser.error(f"{flag} {value}: must be a finite number")
+        if isinstance(value, float) and not abs(value) < LARGEST:
+            parser.error(f"{flag} {value}: must be a number below {LARGEST:g}")
+        choices = entry.metadata["choices"]
+        if value is not None and choices and value not in choices:  # read from config.json
+            parser.error(f"{flag} {value}: choose {', '.join(choices)}")
         if value is not None and least is not None and value < least:
             parser.error(f"{flag} {value}: must be at least {least}")
         if value is not None and above is not None and value <= above:
@@ -268,6 +272,9 @@ def resumed_settings(parser, resume: str, given: dict, override: list[str], fres
         saved = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(saved, dict) or set(saved) != known:
             raise ValueError("not the settings of this version of train.py")
+        for entry in dataclasses.fields(Config):
+            if not is_setting(saved[entry.name], entry.type):
+                raise ValueError(f"{entry.name} is {json.dumps(saved[entry.name])}")
     except (OSError, ValueError) as error:
         parser.error(f"--resume {resume}: {path} cannot be used ({error})")
     given = given | {"out": str(folder)}
@@ -279,3 +286,10 @@ def resumed_settings(parser, resume: str, given: dict, override: list[str], fres
             f"out, or say --override {' '.join([*override, *differing])}"
         )
     return saved | given
+
+
+def is_setting(value, kind) -> bool:
+    """May this value, read from JSON, be a setting of that type?"""
+    if isinstance(value, bool):  # to Python True is an int as well
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(1.0, kind))

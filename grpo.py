@@ -233,24 +233,25 @@ def update_policy(
     """
     count = len(completions)
     normalizer = normalizer or count * world_size
-    starts = range(0, count, micro_batch)
+    # Neighbours in length share a micro-batch: less padding.
+    order = sorted(range(count), key=lambda row: len(prompts[row]) + len(completions[row]))
+    micro_batches = [order[start : start + micro_batch] for start in range(0, count, micro_batch)]
     device = next(model.parameters()).device.type
-    old_logprobs = [None] * len(starts)
+    old_logprobs = [None] * len(micro_batches)
     result = {"loss": 0.0, "entropy": 0.0, "ratio_max": 1.0, "ratio_min": 1.0, "steps": 0}
     broken = set()
     for sweep in range(passes):
         optimizer.zero_grad()
-        result["clipped_rows"] = []
-        for n, start in enumerate(starts):
-            rows = slice(start, start + micro_batch)
-            last = n == len(starts) - 1
+        result["clipped_rows"] = [0.0] * count
+        for n, rows in enumerate(micro_batches):
+            last = n == len(micro_batches) - 1
             # DDP sums over ranks once, in the last micro-batch; no_sync must wrap the forward.
             with nullcontext() if last or world_size == 1 else model.no_sync():
                 with torch.autocast(device, autocast, enabled=autocast is not None):
                     logprobs, entropies, mask = score_tokens(
                         model,
-                        prompts[rows],
-                        completions[rows],
+                        [prompts[row] for row in rows],
+                        [completions[row] for row in rows],
                         temperature,
                         logit_chunk,
                         recompute,
@@ -270,14 +271,14 @@ def update_policy(
                 (loss * world_size).backward()
             result["ratio_max"] = max(result["ratio_max"], stats["ratio_max"])
             result["ratio_min"] = min(result["ratio_min"], stats["ratio_min"])
-            result["clipped_rows"] += stats["clipped_rows"]
             if sweep == 0:
                 result["loss"] += loss.item()
-            broken |= {
-                start + row for row in (~logprobs.isfinite().all(1)).nonzero()[:, 0].tolist()
-            }
+            finite = logprobs.isfinite().all(1).tolist()
+            for row, clipped, well in zip(rows, stats["clipped_rows"], finite, strict=True):
+                result["clipped_rows"][row] = clipped
+                broken |= set() if well else {row}
             if progress:
-                progress(len(completions[rows]))
+                progress(len(rows))
         norm = torch.nn.utils.get_total_norm(
             [weight.grad for weight in model.parameters() if weight.grad is not None]
         )

@@ -94,21 +94,23 @@ def invariance(updates: int) -> bool:
 
 
 def speed(rounds: int, updates: int) -> None:
-    """Rollouts a second of one process and of two, and the ratio."""
-    print("\n64 rollouts a process and update, one thread a process, taking turns")
+    """Rollouts a second of one process and of two, and the ratio.
+
+    One process takes twice as many updates, of half the questions: all in all the same ones, since
+    longer answers cost more.
+    """
+    print("\n64 rollouts a process and update, one thread a process, the same questions, in turns")
     rates = {1: [], 2: []}
     for number in range(rounds):
         for processes in (1, 2):
+            per_round = 2 // processes  # updates that see the questions of two processes' one
             with tempfile.TemporaryDirectory() as folder:
                 sizes = ["--questions", 8 * processes, "--rollouts", 8]
-                run(processes, Path(folder) / "run", *sizes, "--steps", updates)
+                run(processes, Path(folder) / "run", *sizes, "--steps", updates * per_round)
                 metrics = lines(Path(folder) / "run/metrics.jsonl")
-            seconds = [
-                sum(line[f"seconds_{part}"] for part in ("sampling", "masks", "policy"))
-                for line in metrics
-                if "outcome" in line
-            ][1:]  # the first update warms up
-            rates[processes].append(64 * processes * len(seconds) / sum(seconds))
+            rate = [line["rollouts_per_second"] for line in metrics if "outcome" in line]
+            rate = rate[per_round:]  # the first ones warm up
+            rates[processes].append(len(rate) / sum(1 / each for each in rate))
         one, two = (rates[processes][-1] for processes in (1, 2))
         print(
             f"  round {number + 1}: 1 process {one:.2f} rollouts/s, 2 processes {two:.2f}, "

@@ -271,6 +271,13 @@ def test_an_override_trains_on(whole, tmp_path):
         ('{"steps": 3', "--resume auto --out RUN", "config.json cannot be used"),
         ("[3]", "--resume RUN", "not the settings of this version"),
         ("new key", "--resume RUN", "not the settings of this version"),
+        ({"lr": "fast"}, "--resume RUN", 'config.json cannot be used (lr is "fast")'),
+        ({"lr": 1}, "--resume RUN --lr 2", "lr (saved 1, now 2.0)"),
+        ({"steps": 2.5}, "--resume RUN", "config.json cannot be used (steps is 2.5)"),
+        ({"zero": None}, "--resume RUN", "config.json cannot be used (zero is null)"),
+        ({"seed": True}, "--resume RUN", "config.json cannot be used (seed is true)"),
+        ({"ratio": "word"}, "--resume RUN", "--ratio word: choose sequence, token"),
+        ({"rollouts": 1}, "--resume RUN", "--rollouts 1: must be at least 2"),
         ("whole", "--resume RUN --override speed", "--override speed: no such setting"),
         ("whole", "--resume RUN --out elsewhere", "--out elsewhere is not the run"),
         ("whole", "--resume auto", "--resume auto looks for a run in --out"),
@@ -282,7 +289,9 @@ def test_a_folder_that_cannot_be_resumed(content, arguments, named, whole, tmp_p
     folder, config = tmp_path / "run", json.loads((whole / "config.json").read_text())
     folder.mkdir()
     if content == "new key":
-        content = json.dumps(config | {"speed": 1})
+        content = {"speed": 1}
+    if isinstance(content, dict):
+        content = json.dumps(config | content)
     if content is not None:
         content = json.dumps(config) if content == "whole" else content
         (folder / "config.json").write_text(content)

@@ -291,6 +291,7 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
         ("--seed -1", "--seed -1"),
         ("--lr 0", "--lr 0"),
         ("--saliency-weight nan", "--saliency-weight nan"),
+        ("--lr 3e38", "--lr 3e+38: must be a number below"),
         ("--mask-init 0", "--mask-init"),
         ("--mask-steps 0", "--mask-steps 0"),
         ("--epochs 1", "--epochs"),  # beside --steps
