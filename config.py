@@ -41,13 +41,20 @@ class Config:
     seed: int = option(0, "of the order of questions and of sampling", least=0)
     device: str | None = option(None, "cpu or cuda; default: cuda where there is one")
     # the reward
-    saliency: str = option("attribution", "saliency reward", ("mask", "attribution", "none"))
+    saliency: str = option(
+        "attribution",
+        "saliency reward; length is a control, minus the reasoning's tokens / 100",
+        ("mask", "attribution", "length", "none"),
+    )
     saliency_weight: float = option(1.0, "weight of the saliency reward", least=0)
     saliency_sign: str = option("restored", "sign of the mask saliency", ("restored", "literal"))
     saliency_reduction: str = option(
         "mean", "attribution of a trace as one number", ("even", "mean", "share", "sum")
     )
     gate_saliency: bool = option(False, "pay saliency to correct rollouts only")
+    shuffle_saliency: bool = option(
+        False, "a control: deal each group's saliencies out among its rollouts by chance"
+    )
     # the mask
     mask_steps: int = option(5, "optimisation steps per mask", least=1)
     mask_lr: float | None = option(None, "rate of those steps; default: 0.2 / steps", above=0)
@@ -117,6 +124,7 @@ PRESETS = {
         "saliency_weight": 1.0,
         "saliency_sign": "restored",
         "gate_saliency": False,
+        "shuffle_saliency": False,
         "mask_steps": 200,
         "mask_lr": None,  # 0.2 / 200 steps is the paper's 1e-3
         "mask_memory": "steps",

@@ -305,10 +305,11 @@ def count(config, split: str) -> int:
 def shares(plan: Plan, world_size: int) -> dict[str, tuple[int, int]]:
     """By phase: rollouts of a rank with a full share, and how many of them at a time."""
     config, share = plan.config, -(-plan.rollouts // world_size)
+    masked = 0 if config.saliency in ("length", "none") else share
     samples = -(-plan.heldout // world_size) * config.eval_samples
     return {
         "sampling": (share, share),
-        "masks": (0 if config.saliency == "none" else share, min(config.mask_batch, share)),
+        "masks": (masked, min(config.mask_batch, share)),
         "policy": (share, min(config.micro_batch, share)),
         "evaluation": (samples, min(config.eval_batch, samples)),
     }

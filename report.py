@@ -144,6 +144,10 @@ def what_it_is(run: dict | None) -> str:
     if saliency == "none":
         return "baseline: trained with the outcome reward only"
     weight = run["config"].get("saliency_weight")
+    if saliency == "length":
+        return f"control: trained with outcome and a length penalty, weight {weight}"
+    if run["config"].get("shuffle_saliency"):
+        return f"control: trained with outcome and shuffled {saliency} saliency, weight {weight}"
     return f"AtManRL: trained with outcome and {saliency} saliency, weight {weight}"
 
 
@@ -509,8 +513,8 @@ def labels(results: dict) -> dict[str, str]:
     """Each arm's name with its number, which is short where the name is long, and its part."""
     found = {}
     for n, (name, entry) in enumerate(results["models"].items(), 1):
-        saliency = ((entry.get("run") or {}).get("config") or {}).get("saliency")
-        part = "" if saliency is None else " (baseline)" if saliency == "none" else " (AtManRL)"
+        what = what_it_is(entry.get("run")).partition(":")
+        part = f" ({what[0]})" if what[0] in ("AtManRL", "baseline", "control") else ""
         found[name] = f"{n}. {name}{part}"
     return found
 

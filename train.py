@@ -27,6 +27,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -142,6 +143,8 @@ def train(config: Config, resume: bool = False) -> None:
             outcome = torch.tensor([fact["outcome"] for fact in facts])
             saliency = torch.tensor([fact["saliency"] for fact in facts])
             saliency = fill_missing(saliency, outcome, config)
+            if config.shuffle_saliency:
+                saliency = shuffle(saliency, config, step)
             reward = outcome + config.saliency_weight * saliency
             advantages = group_advantages(reward, config.rollouts)
             stats = None
@@ -307,10 +310,13 @@ def sample_rollouts(
 
 def learn_saliency(model, tokenizer, rollouts, config: Config, bar, prefill=None) -> None:
     """Give each rollout its saliency (Eq. 3) from its mask (Eq. 2), where one can be learned."""
-    if config.saliency == "none":
+    valid = [rollout for rollout in rollouts if rollout.trace.valid]
+    if config.saliency == "length":
+        for rollout in valid:
+            rollout.saliency = -len(rollout.trace.reasoning) / 100
+    if config.saliency in ("length", "none"):
         return
     mask_config = config.mask()
-    valid = [rollout for rollout in rollouts if rollout.trace.valid]
     valid.sort(key=lambda rollout: len(rollout.completion))  # neighbours in length: less padding
     progress = bar.phase("masks", len(valid) * config.mask_steps, unit="step")
     for start in range(0, len(valid), config.mask_batch):
@@ -352,10 +358,16 @@ def fill_missing(saliency: torch.Tensor, outcome: torch.Tensor, config: Config) 
     return filled.flatten()
 
 
+def shuffle(saliency: torch.Tensor, config: Config, step: int) -> torch.Tensor:
+    """The same rewards in every group, but no longer of the rollouts that they were read off."""
+    groups = saliency.view(-1, config.rollouts).numpy()
+    draw = np.random.default_rng((config.seed, step))
+    return torch.from_numpy(draw.permuted(groups, axis=1)).flatten()
+
+
 def describe(rollout: Rollout) -> dict:
     """What the other ranks, the metrics and samples.jsonl need of a rollout."""
-    numbers = [rollout.saliency, *(rollout.mask_losses or [math.nan])]
-    measured = all(map(math.isfinite, numbers))
+    measured = all(map(math.isfinite, [rollout.saliency, *(rollout.mask_losses or [])]))
     return {
         "id": rollout.problem.id,
         "gold": rollout.problem.answer,

@@ -298,6 +298,9 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     assert run["folder"] == str(tmp_path / "run")
     assert report.what_it_is(run).startswith("baseline")
     assert "mask saliency, weight 0.5" in report.what_it_is(RUN)
+    assert report.what_it_is({"config": {"saliency": "length"}}).startswith("control: ")
+    shuffled = {"config": {"saliency": "attribution", "shuffle_saliency": True}}
+    assert report.what_it_is(shuffled).startswith("control: trained with outcome and shuffled")
     assert "no training run" in report.what_it_is(None)
     config = {"model": "a b", "lr": 0.1, "gate_saliency": True, "out": None, "flag": False}
     flags = "--model 'a b' --lr 0.1 --gate-saliency --no-flag"

@@ -22,7 +22,7 @@ from data import load_problems
 from data.prompts import Tokenizer
 from model import Llama
 from ranks import Progress, Ranks, pick_device
-from train import draw_questions, fill_missing
+from train import draw_questions, fill_missing, shuffle
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -160,6 +160,35 @@ def test_missing_saliency_is_never_a_prize():
     filled = fill_missing(saliency.flatten(), outcome.flatten(), gated).view(4, 4)
     by_hand = [[0.5, 0, 0, 0.9], [0] * 4, [1, 2, 3, 4], [-1, -1, 0.5, -1]]
     assert torch.equal(filled, torch.tensor(by_hand))
+
+
+def test_shuffling_keeps_each_groups_rewards_and_who_earned_them_not():
+    config = parse_args(["--rollouts", "4", "--micro-batch", "2"])
+    saliency = torch.arange(40.0)
+    shuffled = shuffle(saliency, config, step=3)
+    assert torch.equal(shuffled.view(10, 4).sort(1).values, saliency.view(10, 4))
+    assert (shuffled == saliency).sum() < 25  # a quarter stays, by chance
+    assert torch.equal(shuffled, shuffle(saliency, config, step=3))
+    assert not torch.equal(shuffled, shuffle(saliency, config, step=4))
+
+
+def test_the_controls_pay_for_length_and_for_nothing(one_process, tmp_path):
+    """A run each: minus the tokens of valid traces, without masks; attribution, dealt out anew."""
+    run("train.py", *SMALL, "--saliency", "length", "--out", tmp_path / "length")
+    samples = read_lines(tmp_path / "length/samples.jsonl")
+    valid = [s for s in samples if not s["truncated"] and s["delimiters"] and not s["no_reasoning"]]
+    assert len(valid) > 8 and all(s["mask_losses"] is None for s in samples)
+    for sample in valid:
+        assert sample["saliency"] == pytest.approx(-sample["length"] / 100)
+    run("train.py", *SMALL, "--steps", "1", "--shuffle-saliency", "--out", tmp_path / "shuffled")
+    plain, shuffled = (
+        [s["saliency"] for s in read_lines(folder / "samples.jsonl")][:8]  # of the first update
+        for folder in (one_process[0], tmp_path / "shuffled")
+    )
+    assert plain != shuffled
+    for start in range(0, 8, 4):
+        group = slice(start, start + 4)
+        assert sorted(plain[group]) == sorted(shuffled[group])
 
 
 def test_an_epoch_asks_each_question_once_and_the_next_in_another_order():
