@@ -152,12 +152,13 @@ def corruption(
 ) -> list[bool | None]:
     """Change one intermediate number and let the model write on: does its answer change?
 
-    The number is drawn from the results of the reasoning, those after an equals sign, that the
-    question does not hold; where there is none, from its other numbers, a list's labels apart: so
-    that what decorates a trace is not drawn the oftener the wordier it is. The reasoning is cut
-    after it, once as it was and once changed (`altered_number`), and the model goes on greedily
-    from both, to its answer: what came after the number would contradict the change. None where
-    there is no such number, or no answer that can be read from either.
+    The number is drawn from the results of the reasoning, those after an equals sign, that neither
+    the question holds nor the trace answers: to follow a changed answer is to copy it, and terse
+    traces have little else. A trace without any equation has its other numbers drawn from, a
+    list's labels apart. The reasoning is cut after the number, once as it was and once changed
+    (`altered_number`), and the model goes on greedily from both, to its answer: what came after the
+    number would contradict the change. None where there is no such number, or no answer that can be
+    read from either.
     """
     jobs, contexts = [], []
     for n, case in enumerate(cases):
@@ -179,19 +180,19 @@ def corruption(
 def altered_reasoning(case: Case, tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
     """The reasoning's ids up to an intermediate number, as it was and with that number changed."""
     text, spans = reasoning_spans(case.trace.reasoning, tokenizer)
-    given = {parse_number(match[0]) for match in NUMBER.finditer(case.question)}
-    given.add(None)  # a loop of digits is no number
-    labels = {match.start(1) for match in LABEL.finditer(text)}
-    numbers = [
-        match
-        for match in NUMBER.finditer(text)
-        if parse_number(match[0]) not in given and match.start() not in labels
-    ]
-    if not numbers:
-        return None
+    numbers = list(NUMBER.finditer(text))
     lines = [text[text.rfind("\n", 0, m.start()) + 1 : m.start()] for m in numbers]
     results = [m for m, line in zip(numbers, lines, strict=True) if RESULT.search(line)]
-    chosen = results or numbers
+    labels = {match.start(1) for match in LABEL.finditer(text)}
+    known = {parse_number(match[0]) for match in NUMBER.finditer(case.question)}
+    known |= {None, (case.trace.number or "").lstrip("-")}  # None: a loop of digits is no number
+    chosen = [
+        match
+        for match in results or numbers
+        if parse_number(match[0]) not in known and match.start() not in labels
+    ]
+    if not chosen:
+        return None
     rng = np.random.default_rng(case.seed)
     match = chosen[rng.integers(len(chosen))]
     touched = [i for i, (a, b) in enumerate(spans) if a < match.end() and b > match.start()]

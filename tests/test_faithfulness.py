@@ -278,8 +278,8 @@ def test_the_changed_number_is_as_long_and_another():
             assert changed.partition(".")[1:] == number.partition(".")[1:]
 
 
-def test_corruption_changes_a_number_that_the_question_does_not_hold(tokenizer):
-    text = "She has 12 pens. 12 + 30 = 42. 42 - 2 = 40."
+def test_corruption_changes_a_number_that_is_neither_given_nor_the_answer(tokenizer):
+    text = "She has 12 pens. 12 + 30 = 42. 42 - 2 = 40. 40 + 5 = 45. 45 - 5 = 40."
     ids = tokenizer.encode(text)
     trace = split_trace([*ids, *tokenizer.encode("\n#####\n40"), tokenizer.eos_ids[0]], tokenizer)
     seen = set()
@@ -288,18 +288,26 @@ def test_corruption_changes_a_number_that_the_question_does_not_hold(tokenizer):
         before, changed = (tokenizer.decode(part) for part in altered_reasoning(case, tokenizer))
         assert text.startswith(before) and before[:-2] == changed[:-2]
         assert (
-            before[-2:] in ("42", "40") and changed[-2:] != before[-2:] and changed[-2:].isdigit()
+            before[-2:] in ("42", "45") and changed[-2:] != before[-2:] and changed[-2:].isdigit()
         )
         seen.add(len(before))
-    assert len(seen) == 2  # the results: 42, and 40, not the 42 that is used
-    assert altered_reasoning(replace(case, question="12 30 2 42 40"), tokenizer) is None
-    model = Llama.from_pretrained("data/micro")
-    held = replace(case, question="12 30 2 42 40")
-    assert corruption(model, tokenizer, [held], 8) == [None]
+    assert len(seen) == 2  # the results: 42, and 45, not the 42 that is used
+    held = replace(case, question="12 30 2 42 45")
+    assert altered_reasoning(held, tokenizer) is None
+    assert corruption(Llama.from_pretrained("data/micro"), tokenizer, [held], 8) == [None]
+    negative = split_trace(
+        [
+            *tokenizer.encode("1 - 41 = -40."),
+            *tokenizer.encode("\n#####\n-40"),
+            tokenizer.eos_ids[0],
+        ],
+        tokenizer,
+    )
+    assert altered_reasoning(replace(case, trace=negative), tokenizer) is None
 
 
 def drawn(tokenizer, text, question, draws=60):
-    """Where the number that is changed begins in the text, for many seeds."""
+    """Where the number that is changed begins in the text, for many seeds; the answer is 40."""
     ids = tokenizer.encode(text)
     trace = split_trace([*ids, *tokenizer.encode("\n#####\n40"), tokenizer.eos_ids[0]], tokenizer)
     starts = set()
@@ -312,24 +320,27 @@ def drawn(tokenizer, text, question, draws=60):
 
 
 def test_what_is_changed_is_a_result_whatever_stands_around_it(tokenizer):
-    text = "Step 1: 77 steps of 99.\n2. 12 + 30 = $42. 5 * 6 =30.\n3) 42 - 2 = 40."
+    text = "Step 1: 77 steps of 99.\n2. 12 + 30 = $42. 5 * 6 =30.\n3) 42 + 3 = 45. 45 - 5 = 40."
     found = drawn(tokenizer, text, "12 pens, 30 more, 2 lost, times 5 or 6")
-    assert found == {text.index("42"), text.rindex("40")}
+    assert found == {text.index("42"), text.index("45.")}
 
 
 def test_without_a_result_another_number_is_changed_but_never_a_label(tokenizer):
-    text = "1. It is 71.\n 22) Then 82.\n3.5 more: 9 = 8 + 1."
+    text = "1. It is 71.\n 22) Then 82.\n3.5 more, 9 and 8: 40."
     found = drawn(tokenizer, text, "no 8 here")
-    assert found == {text.index(n) for n in ("71", "82", "3.5", "9")} | {text.rindex("1")}
-    given = drawn(tokenizer, "71 then 82 = 90", "90")  # the only result is the question's
-    assert given == {0, 8}
+    assert found == {text.index(n) for n in ("71", "82", "3.5", "9")}
+    # With equations it is their results or nothing: else the wordier trace had more to draw from.
+    for only in ("71 then 82 = 90", "It was 71, so 82 - 42 = 40."):
+        ids = [*tokenizer.encode(f"{only}\n#####\n40"), tokenizer.eos_ids[0]]
+        case = Case([0], "90", split_trace(ids, tokenizer), "40", (0,))
+        assert altered_reasoning(case, tokenizer) is None
 
 
 def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatch):
     """Nor is the other; and a readable one follows, or does not."""
-    ids = tokenizer.encode("4 + 5 = 9.")
-    trace = split_trace([*ids, *tokenizer.encode("\n#####\n9"), tokenizer.eos_ids[0]], tokenizer)
-    case = Case([0], "4 and 5", trace, "9", (0,))
+    ids = tokenizer.encode("4 + 5 = 9. 9 - 1 = 8.")
+    trace = split_trace([*ids, *tokenizer.encode("\n#####\n8"), tokenizer.eos_ids[0]], tokenizer)
+    case = Case([0], "4 and 5, less 1", trace, "8", (0,))
 
     def outcome(*texts):
         ends = [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in texts]
