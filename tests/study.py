@@ -1,0 +1,261 @@
+"""The study: does AtManRL work, and which reading of the paper is right?
+
+    python -m tests.study                      # goes on where it stopped, for 100 minutes at most
+    python -m tests.study --arms core --seeds 0 1 2
+    python -m tests.study_report               # docs/study.md again from docs/study/*.json
+
+First the sign experiment (tests/sign.py): what would each candidate reward pay for, before any
+training? Then the arms: training runs of train.py from the same start, on the same questions, that
+differ in their reward alone, each with several seeds. A run takes one thread; two go side by side.
+What is kept of a run is a JSON file in docs/study/, which is committed, so that the study grows
+over several sittings; the runs themselves lie in runs/study/, and a run cut short goes on from its
+last checkpoint. The report, with every number in it, is made from those files alone.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from faithfulness import TOP_SHARES
+from table1 import WORDS, counts_by_text, load_spacy
+
+ROOT = Path(__file__).parent.parent
+KEPT, RUNS = ROOT / "docs/study", ROOT / "runs/study"
+COMMON = "--lr 1e-4 --steps 60 --mask-steps 20 --mask-memory path --save-every 5 --keep 1"
+LENGTH_WEIGHT = 0.3  # of the length penalty: its mean length is attribution mean's
+CORE = {
+    "outcome only": "--saliency none",
+    "mask restored": "--saliency mask",
+    "attribution even": "--saliency attribution --saliency-reduction even",
+    "attribution mean": "--saliency attribution --saliency-reduction mean",
+    "length penalty": f"--saliency length --saliency-weight {LENGTH_WEIGHT}",
+    "shuffled": "--saliency attribution --saliency-reduction mean --shuffle-saliency",
+}
+ARMS = CORE | {
+    "mean, gated": "--saliency attribution --saliency-reduction mean --gate-saliency",
+    "mask literal": "--saliency mask --saliency-sign literal",
+    "mask sparse": "--saliency mask --mask-sparsity 1e-3",
+    "attribution share": "--saliency attribution --saliency-reduction share",
+}
+EVALUATIONS = {  # name: eval.py's flags; the second one's samples are among the first's
+    "heldout": "--limit 300 --faithfulness off",
+    "faithful": "--limit 100",
+    "hard": "--split hard --limit 200 --faithfulness off",
+}
+SIGN_SHARDS, SIGN_QUESTIONS = 8, 25
+
+
+def slug(arm: str, seed: int) -> str:
+    return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+# ------------------------------------------------------------------------------------ the work
+
+
+class OutOfTime(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class Sitting:
+    """What may be done until the deadline, in seconds since the epoch."""
+
+    deadline: float
+
+    def run(self, command: list, log: Path) -> None:
+        """A command with one thread; OutOfTime when the sitting ends before it, which stops it."""
+        if time.time() > self.deadline:
+            raise OutOfTime
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=output,
+            )
+            try:
+                code = process.wait(max(1.0, self.deadline - time.time()))
+            except subprocess.TimeoutExpired:
+                process.terminate()  # train.py saves, eval.py has saved
+                process.wait()
+                raise OutOfTime from None
+        if code:
+            raise RuntimeError(f"{shlex.join(map(str, command))} ended with {code}; see {log}")
+
+    def do(self, work, name: str, *arguments) -> None:
+        """work(...), and a line on how it went."""
+        begun = time.time()
+        try:
+            work(self, *arguments)
+            print(f"{time.strftime('%H:%M')}  {name}: {time.time() - begun:.0f} s", flush=True)
+        except OutOfTime:
+            pass
+        except (RuntimeError, OSError, ValueError) as error:
+            print(f"{time.strftime('%H:%M')}  {name}: {error}", flush=True)
+
+
+def sign_shard(sitting: Sitting, number: int) -> None:
+    out = KEPT / f"sign-{number}.json"
+    if not out.exists():
+        part = RUNS / f"sign-{number}.json"
+        command = ["-m", "tests.sign", "--first", number * SIGN_QUESTIONS]
+        command += ["--questions", SIGN_QUESTIONS, "--out", part]
+        sitting.run(command, RUNS / f"sign-{number}.log")
+        os.replace(part, out)
+
+
+def train_command(arm: str, seed: int) -> list[str]:
+    return ["train.py", *COMMON.split(), *ARMS[arm].split(), "--seed", str(seed)]
+
+
+def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
+    name = slug(arm, seed)
+    out, folder = KEPT / f"{name}.json", RUNS / name
+    if out.exists():
+        return
+    if not (folder / "checkpoint").exists():
+        command = [*train_command(arm, seed), "--out", folder, "--resume", "auto"]
+        sitting.run(command, RUNS / f"{name}.log")
+    for evaluation in EVALUATIONS:
+        evaluate(sitting, folder / "checkpoint", RUNS / f"{name}-{evaluation}", evaluation)
+    write(out, {"arm": arm, "seed": seed, **read_training(folder), **read_evaluations(name)})
+
+
+def evaluate_start(sitting: Sitting) -> None:
+    """The checkpoint that all arms begin with."""
+    if not (KEPT / "start.json").exists():
+        for evaluation in EVALUATIONS:
+            evaluate(sitting, "data/micro", RUNS / f"start-{evaluation}", evaluation)
+        write(KEPT / "start.json", {"arm": "start", "seed": 0, **read_evaluations("start")})
+
+
+def evaluate(sitting: Sitting, model, out: Path, evaluation: str) -> None:
+    if not (out / "results.json").exists():
+        flags = EVALUATIONS[evaluation].split()
+        sitting.run(["eval.py", "--model", model, *flags, "--out", out], out.with_suffix(".log"))
+
+
+def write(path: Path, content: dict) -> None:
+    part = path.with_name(f".{path.name}")
+    part.write_text(json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
+    os.replace(part, path)
+
+
+# --------------------------------------------------------------------------- what is kept of it
+
+UPDATE = ("step", "outcome", "saliency", "length", "clip_fraction")
+SECONDS = ("seconds_sampling", "seconds_masks", "seconds_policy")
+
+
+def read_training(folder: Path) -> dict:
+    """updates: UPDATE and SECONDS of each; evals: step, pass@1, pass@4, tokens."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if "outcome" in line]
+    evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
+    return {
+        "config": json.loads((folder / "config.json").read_text()) | {"out": None},
+        "updates": [[round_off(line[key]) for key in (*UPDATE, *SECONDS)] for line in updates],
+        "evals": [
+            [step, *(round_off(found[key]) for key in ("pass@1", "pass@4", "tokens"))]
+            for step, found in evals
+        ],
+    }
+
+
+def read_evaluations(name: str) -> dict:
+    """heldout, hard: problem -> a row a sample, see `record_row`; reliance: problem -> sample ->
+    same answer at each fraction (0, 1 or null), necessity, direct, corruption; map: problem ->
+    sample, length, ranking -> AOPC comprehensiveness, AOPC sufficiency, AUROC on all tokens and
+    without punctuation.
+    """
+    results = {
+        evaluation: json.loads((RUNS / f"{name}-{evaluation}/results.json").read_text())
+        for evaluation in EVALUATIONS
+    }
+    models = {key: next(iter(found["models"].values())) for key, found in results.items()}
+    kept: dict = {"versions": results["heldout"]["versions"]}
+    for evaluation in ("heldout", "hard"):
+        records = models[evaluation]["records"]
+        words = counts_by_text([record["text"] for record in records], load_spacy(None))
+        problems = kept.setdefault(evaluation, {})
+        for record, counts in zip(records, words, strict=True):
+            problems.setdefault(record["id"], []).append(record_row(record, counts))
+    kept["reliance"], kept["map"] = {}, {}
+    for row in models["faithful"]["reliance"]:
+        same = row["same"] and [int(one) for one in row["same"]]
+        values = [round_off(row[key]) for key in ("necessity", "direct", "corruption")]
+        kept["reliance"].setdefault(row["id"], {})[row["sample"]] = [same, *values]
+    for row in models["faithful"]["map"]:
+        areas = row.get("auroc", {"all tokens": {}, "no punctuation": {}})
+        kept["map"][row["id"]] = [row["sample"], row["length"], {
+            ranking: [
+                round_off(sum(row[test][ranking]) / len(TOP_SHARES))
+                for test in ("comprehensiveness", "sufficiency")
+            ] + [round_off(areas[which].get(ranking)) for which in ("all tokens", "no punctuation")]
+            for ranking in row["comprehensiveness"]
+        }]  # fmt: skip
+    return kept
+
+
+def record_row(record: dict, counts: dict) -> list[int]:
+    """correct, valid, truncated, no delimiter, reasoning tokens, then table1.WORDS."""
+    flags = [int(record[key]) for key in ("correct", "valid", "truncated", "no_delimiter")]
+    return [*flags, len(record["reasoning"]), *(counts[kind] for kind in WORDS)]
+
+
+def round_off(value):
+    """Five significant digits are more than any interval can use."""
+    if isinstance(value, bool) or value is None:
+        return value if value is None else int(value)
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of every arm")
+    parser.add_argument(
+        "--arms", nargs="*", default=["all"], metavar="ARM",
+        help=f"all, core (the first {len(CORE)}), or some of: {', '.join(map(repr, ARMS))}",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=100, help="start nothing after that")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side")
+    parser.add_argument("--no-sign", action="store_true", help="leave the sign experiment out")
+    args = parser.parse_args()
+    arms = {"all": list(ARMS), "core": list(CORE)}.get(args.arms[0] if args.arms else "", args.arms)
+    for arm in arms:
+        if arm not in ARMS:
+            parser.error(f"--arms {arm}: choose all, core, or of {', '.join(map(repr, ARMS))}")
+    torch.set_num_threads(1)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    sitting = Sitting(time.time() + 60 * args.minutes)
+    with ThreadPoolExecutor(args.workers) as pool:
+        if not args.no_sign:
+            for shard in range(SIGN_SHARDS):
+                pool.submit(sitting.do, sign_shard, f"sign, part {shard}", shard)
+        pool.submit(sitting.do, evaluate_start, "start")
+        # The core arms of all seeds before the others: what is missing is missing for all.
+        for group in ([a for a in arms if a in CORE], [a for a in arms if a not in CORE]):
+            for seed in args.seeds:
+                for arm in group:
+                    pool.submit(sitting.do, run_arm, f"{arm}, seed {seed}", arm, seed)
+    from tests import study_report  # which imports this module
+
+    study_report.report()
+
+
+if __name__ == "__main__":
+    main()
