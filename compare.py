@@ -21,6 +21,7 @@ ones of the longer arm, of fewer questions: how many is part of the result.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bootstrap import Ratios, difference, interval
 from faithfulness import FRACTIONS, TOP_SHARES, area_over_curve
@@ -60,6 +61,17 @@ class Arm:
             del ratios["tokens_spread"], ratios["truncated"], ratios["no_delimiter"]
         ratios |= reliance_ratios([self.reliance[key] for key in keys if key in self.reliance])
         return ratios | map_ratios([self.map[key] for key in map_keys if key in self.map])
+
+
+class Matched(NamedTuple):
+    """Pairs of traces of two arms, about equally long: for reliance, and for the map."""
+
+    traces: list[tuple[Key, Key]]
+    map_traces: list[tuple[Key, Key]]
+
+    def of_side(self, side: int) -> tuple[list[Key], list[Key]]:
+        """One arm's part of traces and of map_traces; side: 0 is the arm before, 1 after."""
+        return [pair[side] for pair in self.traces], [pair[side] for pair in self.map_traces]
 
 
 def reliance_ratios(rows) -> dict[str, Ratios]:
@@ -131,29 +143,26 @@ def nearest_lengths(one: list[dict], other: list[dict], tolerance: float) -> lis
     return [((problem, a), (problem, b)) for problem, (_, a, b) in best.items()]
 
 
-def matched_traces(before: Arm, after: Arm, tolerance: float):
+def matched_traces(before: Arm, after: Arm, tolerance: float) -> Matched:
     """nearest_lengths of all valid traces, for reliance, and of the correct ones, for the map."""
-    return tuple(
-        nearest_lengths(
-            [r for r in before.records if r[kind]], [r for r in after.records if r[kind]], tolerance
-        )
-        for kind in ("valid", "correct")
-    )
+
+    def nearest(kind):
+        one, other = ([r for r in arm.records if r[kind]] for arm in (before, after))
+        return nearest_lengths(one, other, tolerance)
+
+    return Matched(traces=nearest("valid"), map_traces=nearest("correct"))
 
 
-def compare_arms(before: Arm, after: Arm, traces, draws: int, seed: int) -> dict:
+def compare_arms(before: Arm, after: Arm, matched: Matched, draws: int, seed: int) -> dict:
     """Paired differences at the arms' own lengths and on `matched_traces`: eval.py's pairs."""
-    sides = [
-        arm.of_traces(*([pair[n] for pair in pairs] for pairs in traces))
-        for n, arm in enumerate((before, after))
-    ]
-    matched = {
+    sides = [arm.of_traces(*matched.of_side(n)) for n, arm in enumerate((before, after))]
+    found = {
         name: [[problem, one, other] for (problem, one), (_, other) in pairs]
-        for name, pairs in zip(("traces", "map_traces"), traces, strict=True)
+        for name, pairs in matched._asdict().items()
     }
-    matched["before"], matched["after"] = (measures(side, draws, seed) for side in sides)
-    matched["differences"] = differences(*sides, draws, seed)
-    return {"own": differences(before.own(), after.own(), draws, seed), "matched": matched}
+    found["before"], found["after"] = (measures(side, draws, seed) for side in sides)
+    found["differences"] = differences(*sides, draws, seed)
+    return {"own": differences(before.own(), after.own(), draws, seed), "matched": found}
 
 
 def measures(ratios: dict[str, Ratios], draws: int, seed: int) -> dict[str, dict]:

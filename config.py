@@ -149,6 +149,7 @@ PRESETS = {
         "eval_batch": 32,
         "eval_every": 100,
         "eval_every_problems": 100,
+        "save_every": 50,  # some 36 GiB each; the default is for models that are written at once
     },
 }
 

@@ -58,11 +58,14 @@ from pathlib import Path
 import numpy as np
 
 import bootstrap
+import faithfulness
 import heat
 import report
 from atman import MaskConfig, optimize_masks
 from compare import (
     Arm,
+    Key,
+    Matched,
     compare_arms,
     difference_table,
     first_correct,
@@ -88,7 +91,7 @@ from faithfulness import (
     truncation,
 )
 from grpo import generate
-from hub import checkpoint_directory
+from hub import weights_of
 from journal import Journal
 from model import Llama, LlamaConfig
 from ranks import Progress, pick_device
@@ -186,10 +189,12 @@ def main() -> None:
         "out": (str, None, None, "folder for report.html and results.json; an evaluation cut short "
                 "goes on there (default: runs/eval- and the time)"),
     }  # fmt: skip
-    parser.add_argument("--model", required=True, help="checkpoint directory or hub name")
+    parser.add_argument(
+        "--model", required=True, help="checkpoint directory, folder of a run, or hub name"
+    )
     parser.add_argument(
         "--compare",
-        nargs="*",
+        nargs="+",
         default=[],
         metavar="DIR",
         help="checkpoints to compare it with, first in the table",
@@ -243,7 +248,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"report and results: {args.out}")
     folder = Path(args.out)
     make_folder(folder)  # before the work, not after it
-    for name in ("results.json", "report.html"):
+    for name in ("results.json", "report.html", *report.FIGURES):
         if (folder / name).is_dir():
             raise ValueError(f"--out {folder}: {name} there is a folder; move it, or name another")
     journal = Journal(folder, journal_settings(args, directories, problems))
@@ -280,11 +285,7 @@ def run(args: argparse.Namespace) -> None:
         for name, arm in arms.items():
             arm.reliance = stage(measure_reliance, name, arm)
             say(reliance_table({name: describe(arm.own())}))
-            # The maps of matched pairs beside the arm's own.
-            keys = set(first_correct(arm.records))
-            keys |= {pair[0] for before, _, (_, maps) in pairs for pair in maps if before == name}
-            keys |= {pair[1] for _, after, (_, maps) in pairs for pair in maps if after == name}
-            arm.map = stage(measure_maps, name, arm, keys)
+            arm.map = stage(measure_maps, name, arm, traces_to_map(name, arm, pairs))
             arm.mask = stage(follow_mask, name, arm, examples)
             intervals[name] = describe(arm.own())
             say(map_table(name, intervals[name]))
@@ -292,8 +293,8 @@ def run(args: argparse.Namespace) -> None:
             say(reliance_table(intervals))
 
     compared = []
-    for before, after, traces in pairs:
-        result = compare_arms(arms[before], arms[after], traces, args.bootstrap, args.seed)
+    for before, after, matched in pairs:
+        result = compare_arms(arms[before], arms[after], matched, args.bootstrap, args.seed)
         result["matched"]["tolerance"] = args.matched
         compared.append({"before": before, "after": after} | result)
         say(difference_table(before, after, result, describe_spacy(pipeline)))
@@ -308,9 +309,19 @@ def run(args: argparse.Namespace) -> None:
     text = json.dumps(finite(results), indent=1, allow_nan=False)
     path = folder / "results.json"
     report.write_whole(path, text.encode())
-    print(heat.visible(f"wrote {path}"))
-    print(heat.visible(f"wrote {report.write_report(folder, json.loads(text))}"))
+    heat.say(heat.visible(f"wrote {path}"))
+    heat.say(heat.visible(f"wrote {report.write_report(folder, json.loads(text))}"))
     journal.finish()
+
+
+def traces_to_map(name: str, arm: Arm, pairs: list[tuple[str, str, Matched]]) -> set[Key]:
+    """The arm's own first correct traces, and those that are matched in its pairs."""
+    keys = set(first_correct(arm.records))
+    for *names, matched in pairs:
+        if name in names:
+            _, map_keys = matched.of_side(names.index(name))
+            keys.update(map_keys)
+    return keys
 
 
 def arm_results(arm: Arm) -> dict:
@@ -343,14 +354,6 @@ def shown_traces(records: list[dict], tokenizer, pipeline, arms: int) -> list[di
     return rows
 
 
-def weights_of(name: str, flag: str = "--model") -> Path:
-    """checkpoint_directory; the folder of a run, which holds no weights, stands for checkpoint/."""
-    directory = checkpoint_directory(name, flag)
-    of_run = directory / "checkpoint"
-    own = any(directory.glob("*.safetensors*"))
-    return of_run if (of_run / "config.json").is_file() and not own else directory
-
-
 def weights_of_all(args) -> dict[str, Path]:
     """The weights of every arm by its name, --model last. ValueError for one that is named twice.
 
@@ -375,7 +378,7 @@ def headline(name: str, found: dict[str, dict]) -> str:
 
 
 def say(text: str) -> None:
-    print(heat.visible(text, "\n") + "\n", flush=True)
+    heat.say(heat.visible(text, "\n") + "\n")
 
 
 def finite(value):
@@ -415,7 +418,7 @@ def mask_configs(args) -> dict[str, MaskConfig]:
 
 
 def journal_settings(args, directories, problems) -> dict:
-    """What the rows of an interrupted evaluation depend on, by flag."""
+    """What the rows of an interrupted evaluation depend on: flags, weights, measuring code."""
     free = {"out", "batch_size", "matched", "bootstrap", "spacy_model", "faithfulness"}
     settings = {
         f"--{name.replace('_', '-')}": value for name, value in vars(args).items()
@@ -434,6 +437,9 @@ def journal_settings(args, directories, problems) -> dict:
     rows = [[problem.id, problem.question, problem.answer] for problem in problems]
     settings["problems"] = digest(json.dumps(rows).encode())
     settings["masks"] = {name: asdict(config) for name, config in mask_configs(args).items()}
+    settings |= {"FRACTIONS": FRACTIONS, "TOP_SHARES": TOP_SHARES}
+    settings["faithfulness.py"] = digest(Path(faithfulness.__file__).read_bytes())
+    settings["torch"] = importlib.metadata.version("torch")
     return settings
 
 

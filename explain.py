@@ -4,6 +4,8 @@
     python atman.py --model DIR --question TEXT --reasoning TEXT --answer 8 --html out.html
     python atman.py --model DIR --compare data/micro --questions FILE --json out.json
 
+DIR is the folder of a checkpoint or of a run, or a name on the hub (hub.py).
+
 The trace is sampled, or given. What the mask restores is an answer: `--answer`, the gold one in
 Eq. 2's place, or without it the model's own sampled tokens, its EOS apart. Beside the saliency
 stand three probabilities of the whole answer, teacher forced: with the reasoning suppressed (every
@@ -28,7 +30,7 @@ from data import DATASETS, instruction
 from data.prompts import Tokenizer
 from data.traces import DELIMITER, Trace, gold_tail, reasoning_spans, split_trace
 from grpo import generate
-from hub import checkpoint_directory
+from hub import weights_of
 from model import Llama, LlamaConfig
 from ranks import Progress, pick_device
 
@@ -226,7 +228,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     limits = "; ".join(f"{k}: {v.max_new_tokens['heldout']}" for k, v in DATASETS.items())
     add = parser.add_argument
-    add("--model", required=True, help="checkpoint directory or hub name")
+    add("--model", required=True, help="checkpoint directory, folder of a run, or hub name")
     add("--compare", metavar="MODEL", help="a second checkpoint, shown beside it")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--question", help="the question, as a user asks it")
@@ -263,8 +265,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                      'keys of a JSON line: {"question": ..., "answer": ...}')  # fmt: skip
     if args.reasoning is not None and args.answer is None:
         parser.error("--reasoning without --answer: say which answer the reasoning leads to")
-    if args.compare and os.path.realpath(args.compare) == os.path.realpath(args.model):
-        parser.error(f"--compare {args.compare}: the same as --model; name another checkpoint")
     if args.html and args.json and os.path.realpath(args.html) == os.path.realpath(args.json):
         parser.error(f"--json {args.json}: the same file as --html; name another")
     for flag, file in (("html", args.html), ("json", args.json)):
@@ -277,9 +277,14 @@ def run(args: argparse.Namespace) -> bool:
     """Explain and show everything; whether any trace had a map."""
     device = pick_device(args.device)
     requests = read_requests(args)
-    directories = {args.model: checkpoint_directory(args.model)}
+    directories = {args.model: weights_of(args.model)}
     if args.compare:
-        directories[args.compare] = checkpoint_directory(args.compare, "--compare")
+        other = weights_of(args.compare, "--compare")
+        if os.path.realpath(other) == os.path.realpath(directories[args.model]):
+            raise ValueError(
+                f"--compare {args.compare}: the same as --model; name another checkpoint"
+            )
+        directories[args.compare] = other
     tokenizers = {name: Tokenizer.from_directory(path) for name, path in directories.items()}
     for name, directory in directories.items():  # all of them, before the first is sampled
         tokenizers[name].check_fits(LlamaConfig.from_directory(directory).vocab_size)
@@ -336,8 +341,7 @@ def show(questions: list[list[heat.HeatMap]], kind: str) -> None:
     width = min(shutil.get_terminal_size((100, 24)).columns, 200)
     text = "\n".join(heat.terminal(heats, width, colour) for heats in questions)
     text += "\n" + heat.legend_line(kind, colour)
-    encoding = out.encoding or "utf-8"  # one that lacks a character shows its number
-    print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
+    heat.say(text, end="")
 
 
 def read_requests(args: argparse.Namespace) -> list[Request]:
@@ -429,4 +433,4 @@ def write(flag: str, file: str, text: str) -> None:
         part.unlink(missing_ok=True)
         reason = error.strerror or error
         raise ValueError(f"--{flag} {file}: cannot be written ({reason}); name another") from None
-    print(f"wrote {heat.visible(file)}")
+    heat.say(f"wrote {heat.visible(file)}")

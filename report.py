@@ -32,6 +32,7 @@ from typing import NamedTuple
 import heat
 from compare import (
     DIFFERENCE_HEADS,
+    RELIANCE,
     difference_rows,
     first_correct,
     map_note,
@@ -43,7 +44,8 @@ from table1 import ROWS, WORD_KINDS, cell
 
 SHOWN = 500  # traces on a page, over all arms
 EXAMPLES = 3  # questions that Figures 3 to 5 show
-COMMON = 5  # a token is ranked when it stands in this many traces
+FIGURES = [f"figure{n}.png" for n in range(1, 3 + EXAMPLES)]
+COMMON = 5  # a token is ranked when it stands in this many traces, or in all of fewer
 STRONGEST = 12  # tokens named at each end
 LINES, COLUMNS = 30, 46  # of a trace in a PNG
 
@@ -85,9 +87,9 @@ def read_run(checkpoint) -> dict | None:
     """The training run that a checkpoint is of: one or two folders up is its metrics.jsonl.
 
     folder; commands: what was typed, a line per start; config: config.json's settings; evals:
-    [update, pass@1, tokens per trace] of held-out problems; updates: [update, mean outcome, mean
-    reasoning tokens] of rollouts. What is no number is left out. None where there is no
-    metrics.jsonl.
+    [update, pass@1, tokens per trace, problems] of held-out problems (an older results.json has no
+    fourth); updates: [update, mean outcome, mean reasoning tokens] of rollouts. What is no number
+    is left out. None where there is no metrics.jsonl.
     """
     ups = (Path(checkpoint) / "..", Path(checkpoint) / "../..")
     folder = next((up for up in ups if (up / "metrics.jsonl").is_file()), ups[0])
@@ -101,7 +103,8 @@ def read_run(checkpoint) -> dict | None:
         if not is_number(step):
             continue
         if isinstance(found, dict):
-            evals[step] = [step, found.get("pass@1"), found.get("tokens")]
+            size = [found["problems"]] if "problems" in found else []
+            evals[step] = [step, found.get("pass@1"), found.get("tokens"), *size]
         elif "outcome" in line:
             updates[step] = [step, line["outcome"], line.get("length")]
     try:
@@ -119,6 +122,19 @@ def read_run(checkpoint) -> dict | None:
         "evals": [row for row in evals.values() if all(map(is_number, row))],
         "updates": [row for row in updates.values() if all(map(is_number, row))],
     }
+
+
+def evals_by_size(run: dict) -> tuple[list[list], list[list]]:
+    """A run's evals, in order: those of as many problems as its largest, and those of fewer.
+
+    One that does not name its number of problems counts as large.
+    """
+    evals = sorted(run["evals"])
+    largest = max((row[3] for row in evals if len(row) > 3), default=0)
+    return (
+        [row for row in evals if len(row) < 4 or row[3] == largest],
+        [row for row in evals if len(row) > 3 and row[3] < largest],
+    )
 
 
 def parse(line: bytes) -> dict:
@@ -179,22 +195,27 @@ def known(values: list[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
+def tested_traces(entry: dict, kind: str) -> list[tuple[list[str], list[float]]]:
+    """(tokens, their saliency) of each trace shown whose map was tested."""
+    scores = {(row["id"], row["sample"]): known(row["scores"][kind]) for row in entry["map"]}
+    found = [
+        (trace["tokens"], scores.get((trace["id"], trace["sample"]), []))
+        for trace in entry.get("traces", [])
+    ]
+    return [(tokens, values) for tokens, values in found if values and len(values) == len(tokens)]
+
+
 def token_means(entry: dict, kind: str) -> list[tuple[float, int, str]]:
     """(mean saliency, traces it is in, token) of all tested traces shown, most first."""
-    scores = {(row["id"], row["sample"]): known(row["scores"][kind]) for row in entry["map"]}
+    tested = tested_traces(entry, kind)
     found: dict[str, list[float]] = {}
     traces: dict[str, int] = {}
-    tested = 0
-    for trace in entry.get("traces", []):
-        values = scores.get((trace["id"], trace["sample"]), [])
-        if len(values) != len(trace["tokens"]) or not values:
-            continue
-        tested += 1
-        for text, value in zip(trace["tokens"], values, strict=True):
+    for tokens, values in tested:
+        for text, value in zip(tokens, values, strict=True):
             found.setdefault(text, []).append(value)
-        for text in set(trace["tokens"]):
+        for text in set(tokens):
             traces[text] = traces.get(text, 0) + 1
-    least = min(COMMON, tested)
+    least = min(COMMON, len(tested))
     rows = [
         (statistics.fmean(values), traces[text], text)
         for text, values in found.items()
@@ -351,11 +372,14 @@ def draw_history(runs: dict[str, dict | None], wide: bool) -> bytes:
         for axis, column, shift in zip(axes, (1, 2), (1, 0), strict=True):
             # A rollout's outcome is 0 or -1, so 1 more is its accuracy.
             steps = [(row[0], row[column] + shift) for row in sorted(run["updates"])]
-            evals = [(row[0], row[column]) for row in sorted(run["evals"])]
+            large, small = ([(row[0], row[column]) for row in rows] for rows in evals_by_size(run))
             if steps:
                 axis.plot(*zip(*steps, strict=True), alpha=0.55, lw=1.2, **look)
-            if evals:
-                axis.plot(*zip(*evals, strict=True), marker=mark, ms=7, lw=2, **look)
+            if large:
+                axis.plot(*zip(*large, strict=True), marker=mark, ms=7, lw=2, **look)
+            if small:  # a line to these would join accuracies of different problems
+                hollow = look | {"ls": "", "mfc": "white"}
+                axis.plot(*zip(*small, strict=True), marker=mark, ms=7, **hollow)
     for axis, title in zip(axes, ("accuracy", "mean reasoning length (tokens)"), strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("update", fontsize=9)
@@ -491,8 +515,8 @@ def write_report(folder, results: dict) -> Path:
     """report.html and its figures' PNGs in the folder; the page's path."""
     folder = Path(folder)
     figures = draw(results)
-    for n in range(1, 3 + EXAMPLES):
-        path = folder / f"figure{n}.png"
+    for n, name in enumerate(FIGURES, 1):
+        path = folder / name
         if n in figures:
             write_whole(path, figures[n][0])
         else:
@@ -691,11 +715,12 @@ def table1_part(results: dict) -> str:
 
 def measured(results: dict) -> dict[str, dict]:
     """Measures of each arm by its label, where faithfulness was measured."""
-    return {
-        label: results["models"][name]["measures"]
-        for name, label in labels(results).items()
-        if "truncation" in results["models"][name]["measures"] or results["models"][name].get("map")
-    }
+    found = {}
+    for name, label in labels(results).items():
+        entry = results["models"][name]
+        if any(key in entry["measures"] for key in RELIANCE) or entry.get("map"):
+            found[label] = entry["measures"]
+    return found
 
 
 UNMEASURED = "Not measured: --faithfulness off, or no trace with an answer."
@@ -743,7 +768,8 @@ def differences_part(results: dict) -> str:
         parts.append(table(DIFFERENCE_HEADS, difference_rows(pair)))
     return paragraph(
         "Paired by question, with 95% intervals; shares as parts of 1. At matched length only the "
-        "pairs of traces count that are about equally long."
+        "pairs of traces count that are about equally long. Numbers, stop words and symbols by "
+        f"spaCy, {words_by(results)}."
     ) + "".join(parts)
 
 
@@ -794,10 +820,27 @@ def history_part(results: dict, figures: dict) -> str:
     return (
         paragraph(
             "Held-out problems: marks. Rollouts, at the temperature of training and each update's "
-            "own questions: thin lines."
+            "own questions: thin lines." + hollow_marks(results)
         )
         + picture(figures[2], "Accuracy and mean reasoning length over the updates of training")
         + said
+    )
+
+
+def hollow_marks(results: dict) -> str:
+    """What Figure 2's hollow marks are, with the numbers of problems of each arm that has some."""
+    sizes = []
+    for name, label in labels(results).items():
+        large, small = evals_by_size(results["models"][name].get("run") or {"evals": []})
+        if small:
+            fewer = ", ".join(map(str, sorted({row[3] for row in small})))
+            largest = max(row[3] for row in large if len(row) > 3)
+            sizes.append(f"{label}: {fewer} in place of {largest}")
+    if not sizes:
+        return ""
+    return (
+        " Hollow marks are evaluations of fewer held-out problems than the others of the arm "
+        f"({'; '.join(sizes)}); no line joins them."
     )
 
 
@@ -906,10 +949,13 @@ def tokens_part(results: dict) -> str:
                 title = f"<h4>{kind}, {head} ({escape(heat.UNIT[kind])})</h4>"
                 sides += f"<section>{title}{heat.value_table(cells, kind)}</section>" * bool(found)
         parts.append(f"<h3><bdi>{escape(label)}</bdi></h3>")
+        if sides:
+            tested = len(tested_traces(entry, "mask"))  # each has scores of both kinds
+            least = min(COMMON, tested)
+            parts.append(paragraph(f"Tokens in at least {least} of its {tested} tested traces."))
         parts.append(f'<div class="four">{sides}</div>' if sides else "<p>(no map)</p>")
     return paragraph(
-        f"Mean saliency of a token over the tested traces below, where it stands in at least "
-        f"{COMMON} of them. ␣ is a space, ⏎ a line break."
+        "Mean saliency of a token over the tested traces below. ␣ is a space, ⏎ a line break."
     ) + "".join(parts)
 
 
@@ -965,7 +1011,7 @@ def main(arguments: list[str] | None = None) -> None:
             ) from None
     except (ValueError, OSError) as error:
         sys.exit(heat.visible(f"error: {error}"))
-    print(f"wrote {heat.visible(str(path))}")
+    heat.say(f"wrote {heat.visible(str(path))}")
 
 
 if __name__ == "__main__":

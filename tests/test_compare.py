@@ -1,5 +1,6 @@
 """Bootstrap intervals against closed forms; matched length; the journal; eval.py as a command."""
 
+import argparse
 import io
 import json
 import math
@@ -195,8 +196,10 @@ def test_a_pair_of_arms_by_hand(unlike):
     before, after = unlike
     traces = matched_traces(before, after, 0.1)
     # a: 40 and 41; b: of the valid 20 and 20, of the correct 100 and 30, which are too far apart
-    assert traces[0] == [(("a", 1), ("a", 2)), (("b", 1), ("b", 0))]
-    assert traces[1] == [(("a", 1), ("a", 2))]
+    assert traces.traces == [(("a", 1), ("a", 2)), (("b", 1), ("b", 0))]
+    assert traces.map_traces == [(("a", 1), ("a", 2))]
+    assert traces.of_side(0) == ([("a", 1), ("b", 1)], [("a", 1)])
+    assert traces.of_side(1) == ([("a", 2), ("b", 0)], [("a", 2)])
     result = compare_arms(before, after, traces, 100, 0)
     own, matched = result["own"], result["matched"]
     assert matched["traces"] == [["a", 1, 2], ["b", 1, 0]]
@@ -232,6 +235,13 @@ def test_a_pair_of_arms_by_hand(unlike):
     assert places == sorted(places)
     back = compare_arms(after, before, matched_traces(after, before, 0.1), 100, 0)
     assert back["own"]["necessity"]["value"] == pytest.approx(-own["necessity"]["value"])
+
+
+def test_maps_are_tested_of_first_correct_traces_and_of_matched_ones(unlike):
+    before, after = unlike
+    pairs = [("one", "two", matched_traces(before, after, 0.1)), ("x", "y", None)]
+    assert evaluation.traces_to_map("one", before, pairs) == {("a", 1), ("b", 0)}
+    assert evaluation.traces_to_map("two", after, pairs) == {("a", 1), ("b", 2), ("a", 2)}
 
 
 def test_a_journal_keeps_what_was_finished(tmp_path):
@@ -388,6 +398,21 @@ def test_interrupted_and_resumed_the_results_are_the_same(other, whole, tmp_path
         assert resumed[key] == whole[0][key]
 
 
+@pytest.mark.parametrize("changed", ["FRACTIONS", "TOP_SHARES", "faithfulness.py", "torch"])
+def test_rows_measured_by_other_code_are_refused_by_name(changed, tmp_path, monkeypatch):
+    args = argparse.Namespace(mask_steps=2, mask_sparsity=0.0)
+    Journal(tmp_path, evaluation.journal_settings(args, {}, []))
+    Journal(tmp_path, evaluation.journal_settings(args, {}, []))  # the same: it goes on
+    if changed == "torch":
+        monkeypatch.setattr(evaluation.importlib.metadata, "version", lambda _: "0.1")
+    elif changed == "faithfulness.py":
+        monkeypatch.setattr(evaluation.faithfulness, "__file__", __file__)
+    else:
+        monkeypatch.setattr(evaluation, changed, (0.5,))
+    with pytest.raises(ValueError, match=f"{changed} .*, this one has "):
+        Journal(tmp_path, evaluation.journal_settings(args, {}, []))
+
+
 def test_results_json_holds_what_its_description_says(other, whole):
     results, printed = whole
     assert printed.count("blank English") == 2  # Table 1, and the differences of the pair
@@ -449,6 +474,7 @@ def test_results_json_holds_what_its_description_says(other, whole):
         (["--compare", "./data/micro/"], "the same checkpoint as ./data/micro/; name another"),
         (["--compare", ROOT / "data/micro"], "--model data/micro: the same checkpoint"),
         (["--bootstrap", "99"], "--bootstrap 99: must be a number of at least 100"),
+        (["--compare"], "--compare: expected at least one argument"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_the_work(more, named, tmp_path, monkeypatch, capsys):
@@ -462,7 +488,9 @@ def test_bad_input_gets_a_sentence_before_the_work(more, named, tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["partial.jsonl", "results.json", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["partial.jsonl", "results.json", "report.html", "figure1.png", "figure5.png"]
+)
 def test_a_folder_where_results_go_is_refused_first(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(ROOT)
@@ -507,6 +535,21 @@ def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch, capsy
     assert entry["reliance"] == entry["map"] == [] and "necessity" not in entry["measures"]
 
 
+def test_an_output_without_unicode_gets_everything(tmp_path, monkeypatch):
+    """As under PYTHONIOENCODING=ascii: name, table and paths."""
+    (tmp_path / "modèle").symlink_to(ROOT / "data/micro")
+    monkeypatch.chdir(tmp_path)
+    arguments = "--model modèle --limit 1 --samples 1 --faithfulness off --device cpu --out é"
+    monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split()])
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    evaluation.main()
+    printed = out.buffer.getvalue()
+    assert b"mod\\xe8le" in printed and b"wrote \\xe9/results.json\n" in printed
+    assert printed.endswith(b"wrote \\xe9/report.html\n")
+    assert not (tmp_path / "é/partial.jsonl").exists()
+
+
 def test_a_shorter_optimisation_is_the_beginning_of_a_longer_one():
     """So that Figure 1's mask half-way is that of the curve beside it."""
     model = Llama.from_pretrained(ROOT / "data/micro")
@@ -520,11 +563,6 @@ def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monk
     shutil.copytree(ROOT / "data/micro", run / "checkpoint")
     (run / "config.json").write_text(json.dumps({"saliency": "none", "seed": 7}))
     (run / "metrics.jsonl").write_text('{"step": 1, "outcome": -0.5, "length": 30}\n')
-    assert evaluation.weights_of(str(run)) == run / "checkpoint"
-    assert evaluation.weights_of(str(run / "checkpoint")) == run / "checkpoint"
-    shutil.copytree(run / "checkpoint", run / "checkpoint/checkpoint")  # weights of its own win
-    assert evaluation.weights_of(str(run / "checkpoint")) == run / "checkpoint"
-
     monkeypatch.chdir(tmp_path)
     arguments = "--model run --limit 1 --samples 1 --faithfulness off --device cpu"
     monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split()])

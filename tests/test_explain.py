@@ -252,6 +252,24 @@ def test_a_file_of_questions_and_a_second_checkpoint(tmp_path, capsys, micro):
     assert command(capsys, "--questions", plain).count("question   ") == 2
 
 
+def test_a_run_is_a_name_too_and_its_checkpoint_is_no_other_model(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint").symlink_to(ROOT / "data/micro")
+    (run / "config.json").write_text('{"saliency": "none"}')
+    twin = tmp_path / "twin/checkpoint"
+    twin.mkdir(parents=True)
+    for file in (ROOT / "data/micro").iterdir():
+        (twin / file.name).symlink_to(file)
+    given = ["--question", QUESTION, "--reasoning", REASONING, "--answer", "24"]
+    small = ["--device", "cpu", "--mask-steps", "1"]
+    arguments = ["--model", run, *small, *given]
+    printed = command(capsys, *arguments, "--compare", twin.parent, small=False)
+    assert printed.count("checkpoint ") == 2
+    again = refused(capsys, *arguments, "--compare", run / "checkpoint")
+    assert f"--compare {run / 'checkpoint'}: the same as --model" in again
+
+
 def test_the_same_seed_gives_the_same_trace_and_another_another(micro):
     model, tokenizer = micro
     traces = [
@@ -290,11 +308,14 @@ def test_colour_is_for_terminals_without_no_color(
     assert ("\x1b[" in capsys.readouterr().out) == coloured
 
 
-def test_an_output_without_unicode_still_shows(monkeypatch):
+def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     explain.show([[heat.HeatMap("é", "→ 👍", "mask", *[[]] * 5, "", [], {}, [], [])]], "mask")
     assert b"\\u2192 \\U0001f44d" in out.buffer.getvalue()
+    monkeypatch.chdir(tmp_path)
+    explain.write("html", "é.html", "page")
+    assert out.buffer.getvalue().endswith(b"\nwrote \\xe9.html\n")
 
 
 @pytest.mark.parametrize(

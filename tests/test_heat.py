@@ -1,9 +1,11 @@
 """Heat maps: sums by hand, the fixed scale, and untrusted text in all three forms."""
 
 import html.parser
+import io
 import json
 import math
 import re
+import sys
 import unicodedata
 
 import pytest
@@ -264,6 +266,17 @@ def test_html_holds_the_text_and_no_element_or_attribute_of_it(text):
     assert boxes[1].removesuffix("\n") == boxes[3].removesuffix("\n") == expected.removesuffix("\n")
     if text == HOSTILE["markup"]:
         assert text in boxes[1]  # unescaped, it is what was written
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [("ascii", b"\\xe9 \\u2192\n"), ("latin-1", b"\xe9 \\u2192\n"), ("utf-8", "é →\n".encode())],
+)
+def test_what_an_output_cannot_write_shows_as_its_number(encoding, printed, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    heat.say("é →")
+    assert out.buffer.getvalue() == printed
 
 
 def test_visible_text_can_be_read_back():

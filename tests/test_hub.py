@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from hub import INDEX, NO_NAME, checkpoint_directory
+from hub import INDEX, NO_NAME, checkpoint_directory, weights_of
 
 ROOT = Path(__file__).parent.parent
 NAME = "owner/name"
@@ -207,6 +207,20 @@ def test_a_save_cut_short_between_its_two_renames(tmp_path, monkeypatch, name):
     )
     path.mkdir()
     assert checkpoint_directory(name) == path
+
+
+def test_the_folder_of_a_run_stands_for_its_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "config.json").touch()  # the settings of the run
+    assert weights_of(str(run)) == run  # nothing was saved yet: it is said of the folder named
+    (run / "checkpoint/config.json").touch()
+    assert weights_of(str(run)) == run / "checkpoint"
+    assert weights_of(str(run / "checkpoint")) == run / "checkpoint"
+    (run / INDEX).touch()  # weights of its own win
+    assert weights_of(str(run)) == run
+    with pytest.raises(FileNotFoundError, match="--compare nowhere: "):
+        weights_of("nowhere", "--compare")
 
 
 # --------------------------------------------------------------------------------------- download

@@ -1,9 +1,11 @@
 """The report: hostile text anywhere, numbers that are results.json's, figures, what is missing."""
 
+import io
 import json
 import math
 import os
 import re
+import sys
 import warnings
 
 import pytest
@@ -26,7 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 RUN = {
     "folder": "runs/a",
     "config": {"saliency": "mask", "saliency_weight": 0.5, "gate_saliency": True, "steps": None},
-    "evals": [[0, 0.5, 60.0], [4, 0.75, 40.0]],
+    "evals": [[0, 0.5, 60.0, 300], [2, 0.6, 50.0, 64], [4, 0.75, 40.0, 300]],
     "updates": [[n, -0.5 + n / 10, 60.0 - n] for n in range(1, 5)],
 }
 
@@ -219,6 +221,7 @@ def test_every_number_of_the_tables_is_that_of_the_results():
     (pair,) = found["pairs"]
     labels = {label.strip(): key for key, (label, _) in ROWS.items()}
     labels |= {label: key for key, label in RELIANCE.items()}
+    assert "symbols by spaCy, no." in section(report.page(found, {}), "differences")
     body = page.tables["2. b less 1. a/run (AtManRL)"][1:]
     assert len(body) >= 15
     for label, own, matched, questions in body:
@@ -244,6 +247,13 @@ def test_tokens_are_ranked_by_their_mean():
     assert report.token_means(entry, "mask") == [(0.5, 5, "4"), (-1.0, 5, "x")]
     entry["traces"].append({"id": "q0", "sample": 1, "tokens": tokens})  # no map: not counted
     assert len(report.token_means(entry, "mask")) == 2
+
+
+@pytest.mark.parametrize(("problems", "least"), [(3, 3), (7, 5)])
+def test_how_many_traces_a_ranked_token_is_in_is_said_of_each_arm(problems, least):
+    page = report.page(results(("a",), problems=problems), {})
+    said = f"Tokens in at least {least} of its {problems} tested traces."
+    assert said in section(page, "tokens")
 
 
 def test_words_have_one_kind_each():
@@ -286,7 +296,8 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     checkpoint = tmp_path / "run/checkpoint"
     checkpoint.mkdir(parents=True)
     assert report.read_run(checkpoint) is None and report.read_run(tmp_path / "none") is None
-    lines = [{"step": 0, "eval": {"pass@1": 0.5, "tokens": 60}},
+    lines = [{"step": 0, "eval": {"pass@1": 0.5, "tokens": 60, "problems": 300}},
+             {"step": 1, "eval": {"pass@1": 0.25, "tokens": 50}},
              {"step": 1, "outcome": -0.5, "length": 50.0, "other": None},
              {"step": 1, "outcome": -0.25, "length": 40.0}, {"step": [], "outcome": 0}, [1],
              {"step": 2, "outcome": math.nan, "length": 3}, {"step": 3, "eval": {}}]  # fmt: skip
@@ -294,7 +305,8 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     (tmp_path / "run/metrics.jsonl").write_text(text)
     (tmp_path / "run/config.json").write_text('{"saliency": "none"}')
     run = report.read_run(checkpoint)
-    assert run["evals"] == [[0, 0.5, 60]] and run["updates"] == [[1, -0.25, 40.0]]
+    assert run["evals"] == [[0, 0.5, 60, 300], [1, 0.25, 50]]
+    assert run["updates"] == [[1, -0.25, 40.0]]
     assert run["folder"] == str(tmp_path / "run")
     assert report.what_it_is(run).startswith("baseline")
     assert "mask saliency, weight 0.5" in report.what_it_is(RUN)
@@ -314,6 +326,36 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
         found = report.read_run(folder)
         assert found["commands"] == typed.splitlines()
         assert found["evals"] == run["evals"]
+
+
+def section(page, name):
+    """One part of the page, as HTML."""
+    return page.split(f'<section class="part" id="{name}">')[1].split('<section class="part"')[0]
+
+
+def drawn(run, monkeypatch):
+    """Lines of Figure 2's accuracies, rollouts apart: (updates, line style, marker's face)."""
+    figures = []
+    monkeypatch.setattr(report, "as_png", lambda figure, dpi: figures.append(figure))
+    report.draw_history({"a": run | {"updates": []}}, True)
+    return [(list(line.get_xdata()), line.get_linestyle(), line.get_markerfacecolor())
+            for line in figures[0].axes[0].get_lines()]  # fmt: skip
+
+
+def test_evaluations_of_fewer_problems_are_hollow_and_not_joined(monkeypatch):
+    (joined, style, _), (apart, none, face) = drawn(RUN, monkeypatch)
+    assert (joined, style) == ([0, 4], "-") and (apart, none, face) == ([2], "None", "white")
+    said = section(report.page(results(), {2: (PNG, PNG)}), "figure-2")
+    assert "Hollow marks" in said and "(1. a/run (AtManRL): 64 in place of 300)" in said
+
+
+@pytest.mark.parametrize("sizes", [[], [300]], ids=["an older results.json", "one size"])
+def test_evaluations_of_as_many_problems_are_joined(sizes, monkeypatch):
+    run = RUN | {"evals": [[*row[:3], *sizes] for row in RUN["evals"]]}
+    ((joined, style, _),) = drawn(run, monkeypatch)
+    assert (joined, style) == ([0, 2, 4], "-")
+    page = report.page(results(runs=(run, None)), {2: (PNG, PNG)})
+    assert "thin lines.<" in section(page, "figure-2")
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -353,6 +395,16 @@ def test_the_same_results_give_the_same_bytes(tmp_path, capsys):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
+def test_an_output_without_unicode_is_told_what_was_written(tmp_path, monkeypatch):
+    folder = tmp_path / "é"
+    folder.mkdir()
+    (folder / "results.json").write_text('{"models": {}}')
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    report.main([str(folder)])
+    assert out.buffer.getvalue().endswith(b"/\\xe9/report.html\n")
+
+
 def test_figures_of_other_results_do_not_stay(tmp_path):
     for n in (1, 2, 5):
         (tmp_path / f"figure{n}.png").write_bytes(PNG)
@@ -377,6 +429,17 @@ def test_what_is_missing_is_said():
     assert "No trace to show." in report.page(plain, report.draw(plain))
 
 
+@pytest.mark.parametrize("key", RELIANCE)
+def test_one_measure_of_reliance_is_shown_without_the_others_and_a_map(key):
+    found = results(("a",))
+    (entry,) = found["models"].values()
+    entry |= {"map": [], "measures": {key: entry["measures"][key]}}
+    page = report.page(found, {})
+    assert "Not measured" not in page
+    rows = {row[0]: row[1] for row in Page(page).tables["Does the model rely on its reasoning?"]}
+    expect(rows[RELIANCE[key]], entry["measures"][key])
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [(None, "No such file"), (b"", "not valid JSON"), (b'{"models": {"a"', "not valid JSON"),
@@ -398,5 +461,8 @@ def test_numbers_that_were_not_finite_are_shown_as_such(tmp_path):
     found = results()
     for entry in found["models"].values():
         entry["map"][0]["scores"]["mask"][0] = entry["mask"]["probability"][2] = None
-    page = report.write_report(tmp_path, found).read_text()
-    assert "n/a" in page
+    page = Page(report.write_report(tmp_path, found).read_text())
+    _, *rows = page.tables["Figure 1: a mask comes about"]
+    assert [row[2] for row in rows] == ["n/a", "n/a"]  # half-way
+    # The first token of either arm's first trace, where its mask is shown.
+    assert page.attributes.count(("title", "n/a")) == 2
