@@ -336,10 +336,7 @@ def write_checkpoint(directory, config: dict, weights, companions=None, max_shar
         write_json(part / "generation_config.json", generation)
         for name, keys in zip(names, shards, strict=True):
             tensors = {key: weights[key].detach().cpu().contiguous() for key in keys}
-            try:
-                save_file(tensors, part / name, metadata={"format": "pt"})
-            except SafetensorError as error:  # how it reports a full disk
-                raise OSError(f"{directory} cannot be written ({error})") from None
+            save_file(tensors, part / name, metadata={"format": "pt"})
             # safetensors makes it the owner's alone; others may read what they may of config.json
             shutil.copymode(part / "config.json", part / name)
         if len(shards) > 1:
@@ -382,11 +379,12 @@ def written_whole(directory: Path, replaces=lambda name: False):
     except OSError as error:
         raise OSError(f"{directory}: cannot write beside it ({error}); save elsewhere") from None
     try:
-        yield part
-        if directory.exists():
-            shutil.copymode(directory, part)
-        for path in (*part.rglob("*"), part):
-            sync(path)
+        with writing(directory):
+            yield part
+            if directory.exists():
+                shutil.copymode(directory, part)
+            for path in (*part.rglob("*"), part):
+                sync(path)
         if directory.exists():
             try:
                 os.rename(directory, old)
@@ -401,6 +399,20 @@ def written_whole(directory: Path, replaces=lambda name: False):
     sync(directory.parent)
     if old.exists():
         move_over()
+
+
+@contextmanager
+def writing(path: Path):
+    """An OSError of the body becomes one that says which path cannot be written.
+
+    A full disk is reported without a name, and by safetensors as an error of its own.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # a sentence already, from below
+            raise
+        raise OSError(f"{path} cannot be written ({error})") from None
 
 
 def sync(path: Path) -> None:

@@ -226,6 +226,7 @@ def update_policy(
     and recompute save memory (Llama.forward).
 
     A gradient that is not finite takes no step and ends the update; it is the same on all ranks.
+    Passes before it keep their steps: going back would take a copy of the weights and moments.
     Returns, of this rank: loss and entropy (first pass; nats, summed over tokens); clipped_rows (B
     floats, the share of each rollout's ratios that the clip held in the last pass); ratio_max,
     ratio_min; gradient_norm (first pass, all ranks); steps (optimiser steps taken, all ranks) and

@@ -140,7 +140,8 @@ def meet(rank: int, world_size: int) -> dist.Store:
     After a restart torchrun hands out the store of the start before (torch 2.13, pytorch#135712):
     in it a rank finds the address of one that has died, and fails or waits for it for ever. Nor
     do all nodes count restarts alike. So each start is named by its rank 0: the others leave a
-    name that no process had before, and wait for the answer to that.
+    name that no process had before, and wait for the answer to that. ValueError, on rank 0, naming
+    those that have not come within the store's timeout (30 minutes).
     """
     store, *_ = next(dist.rendezvous("env://"))
     mine = uuid.uuid4().hex
@@ -150,7 +151,15 @@ def meet(rank: int, world_size: int) -> dist.Store:
         store.set(f"met/{start}/{rank}", "")
         return dist.PrefixStore(start, store)
     missing = set(range(1, world_size))
+    patience = store.timeout.total_seconds()  # as long as the others wait for their answer
+    deadline = time.monotonic() + patience
     while missing:
+        if time.monotonic() > deadline:
+            names = ", ".join(map(str, sorted(missing)))
+            raise ValueError(
+                f"of {world_size} ranks these have not come within {patience / 60:g} minutes: "
+                f"{names}; see what was printed where they run"
+            )
         for other in missing:  # answers those that have died, too, until the living have written
             if store.check([f"here/{other}"]):
                 store.set(f"start for {store.get(f'here/{other}').decode()}", mine)
@@ -167,7 +176,7 @@ class Stop:
     """Turns SIGTERM and SIGINT into a request; the same once more ends the process as usual.
 
     Not within two seconds: a scheduler signals the whole job, and torchrun passes its own on.
-    signal: the number of the one that came, 0 before.
+    signal: the number of the one that came, to this rank or to another, 0 before.
     """
 
     def __init__(self):
@@ -192,10 +201,12 @@ def together(ranks: Ranks, stop: Stop, work: Callable, *arguments, **keywords):
         result = work(*arguments, **keywords)
     except Interrupted:
         result = None
-    stop.signal = max(ranks.gather([stop.signal]))
-    if stop.signal:
+    asked = max(ranks.gather([stop.signal]))
+    if asked:
+        if not stop.signal:  # another rank's: the first that comes to this one is the same request
+            stop.signal, stop.came = asked, time.monotonic()
         raise Interrupted
-    return result
+    return result  # a signal that came during the gather stays, for the next look
 
 
 class Progress:

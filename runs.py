@@ -8,8 +8,9 @@
     config.json, commands.txt       the settings; what was typed, a line per start
     metrics.jsonl, samples.jsonl    a line per update and evaluation; a line per rollout
     checkpoints/step-00000010/      the model as Hugging Face writes it, optimizer.safetensors,
-                                    and state.json: the step, how long the logs were, every file's
-                                    size and sha256, and what the loop asked to keep (notes)
+                                    and state.json: the step, the settings, how long the logs were,
+                                    every file's size and sha256, and what the loop asked to keep
+                                    (notes)
     best/, checkpoint/              the best by held-out score; the last (train.py)
 
 A checkpoint is written under another name, reaches the disk, and is renamed. What the logs hold
@@ -28,10 +29,17 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from checkpoint import check_weights, read_json, read_weights, sync, write_json, written_whole
+from checkpoint import (
+    check_weights,
+    read_json,
+    read_weights,
+    sync,
+    write_json,
+    writing,
+    written_whole,
+)
 from optimizer import gather_state, scatter_state
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -75,11 +83,15 @@ class RunFolder:
             make_folder(path)
         return folder
 
+    def settings(self) -> dict:
+        return dataclasses.asdict(self.config) | {"out": str(self.path)}
+
     def write_config(self) -> None:
-        part = self.path / ".config.json"
-        write_json(part, dataclasses.asdict(self.config) | {"out": str(self.path)})
-        sync(part)
-        os.replace(part, self.path / "config.json")
+        part, path = self.path / ".config.json", self.path / "config.json"
+        with writing(path):
+            write_json(part, self.settings())
+            sync(part)
+            os.replace(part, path)
 
     # ------------------------------------------------------------------------------------- logs
 
@@ -112,24 +124,18 @@ class RunFolder:
         tensors = gather_state(optimizer, model, ranks)
         random = ranks.gather([torch.get_rng_state().tolist()])  # the loop itself draws by seed
         if ranks.rank == 0:
-            if not all(weight.isfinite().all() for weight in model.parameters()):
-                raise ValueError(
-                    f"{self.path}: the weights are no longer finite and are not saved; the last "
-                    f"checkpoint is of update {self.saved or 0}"
-                )
+            self.refuse_broken(model)
             tensors["random states"] = torch.tensor(random, dtype=torch.uint8)  # a row per rank
             with written_whole(self.checkpoint(step)) as part:
                 model.save_pretrained(part)
-                try:
-                    save_file(tensors, part / OPTIMIZER)
-                except SafetensorError as error:  # how it reports a full disk
-                    raise OSError(f"{part} cannot be written ({error})") from None
+                save_file(tensors, part / OPTIMIZER)
                 logs = [self.path / name for name in LOGS if (self.path / name).exists()]
                 for log in logs:
                     sync(log)
                 state = {
                     "step": step,
                     "notes": notes,
+                    "config": self.settings(),
                     "logs": {log.name: log.stat().st_size for log in logs},
                     "environment": environment(ranks),
                     "files": {path.name: fingerprint(path) for path in sorted(part.iterdir())},
@@ -143,11 +149,20 @@ class RunFolder:
         self.saved = step
 
     def save_best(self, model, score: dict) -> None:
-        """The model alone, in best/, with its score."""
+        """The model alone, in best/, with its score. Raises as `save` does."""
         if self.rank == 0:
+            self.refuse_broken(model)
             with written_whole(self.path / "best") as part:
                 model.save_pretrained(part)
                 write_json(part / "score.json", score)
+
+    def refuse_broken(self, model) -> None:
+        """ValueError for weights that are not finite."""
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise ValueError(
+                f"{self.path}: the weights are no longer finite and are not saved; the last "
+                f"checkpoint is of update {self.saved or 0}"
+            )
 
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:08d}"
@@ -166,7 +181,8 @@ class RunFolder:
         found, tensors = self.read_newest(model, ranks) if ranks.rank == 0 else (None, {})
         if ranks.rank == 0:
             self.write_config()  # only now: a run that cannot go on keeps the settings it had
-            with open(self.path / "commands.txt", "a", encoding="utf-8") as file:
+            path = self.path / "commands.txt"
+            with writing(path), open(path, "a", encoding="utf-8") as file:
                 file.write(shlex.join(["python", *sys.argv]).replace("\n", " ") + "\n")
         (found,) = ranks.gather([found] if ranks.rank == 0 else [])
         self.history, self.saved = found["history"], found["step"] or None

@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 import plan
 from atman import rollout_saliency
 from cache import Prefill
+from checkpoint import writing
 from config import Config, parse_command
 from data import Problem, instruction, load_problems
 from data.prompts import Tokenizer
@@ -93,6 +94,11 @@ def train(config: Config, resume: bool = False) -> None:
     run = RunFolder.reopen(config, ranks) if resume else RunFolder.begin(config, ranks)
     done, notes = run.restore(model, optimizer, ranks)
     notes = {"skipped_in_a_row": 0, "best": None} | notes
+    if notes["skipped_in_a_row"] == MOST_SKIPPED:  # as this run ended
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        if any(ranks.gather([restarted])):  # torchrun does not count alike on all nodes
+            raise too_many_skipped(run)
+        notes["skipped_in_a_row"] = 0  # somebody resumes it and may have mended what was wrong
     if done > steps:
         raise ValueError(f"--steps {steps}: {run.path} has done {done} updates already")
     # The policy pass goes through DDP's wrapper, or its gradients would never be averaged.
@@ -185,21 +191,18 @@ def train(config: Config, resume: bool = False) -> None:
                 **rollout_metrics(facts),
                 **policy_metrics(stats, len(rollouts), facts, ranks),
                 "lr": config.lr,
+                "passes": stats["steps"] if stats else 0,
                 "skipped": int(skipped),
                 "skipped_questions": sorted(set(broken)) if skipped else [],
                 **cost_metrics(facts, seconds, clock, ranks),
             }
             run.write(metrics)
             run.append("samples.jsonl", sample_lines(step + 1, facts, saliency, advantages))
-            ranks.say(update_line(metrics, steps))
+            ranks.say(update_line(metrics, steps, config.passes))
             done = step + 1
             if notes["skipped_in_a_row"] == MOST_SKIPPED:
-                run.save(done, model, optimizer, ranks, notes | {"skipped_in_a_row": 0})
-                raise ValueError(
-                    f"{MOST_SKIPPED} updates in a row met numbers that are not finite (the last on "
-                    f"questions {', '.join(metrics['skipped_questions'])}) and "
-                    f"were skipped; try a lower --lr, then --resume {run.path}"
-                )
+                run.save(done, model, optimizer, ranks, notes)
+                raise too_many_skipped(run)
             if done % config.save_every == 0 or done == steps:
                 run.save(done, model, optimizer, ranks, notes)
         after = evaluate_heldout(steps, config.eval_problems, "after")
@@ -214,7 +217,8 @@ def train(config: Config, resume: bool = False) -> None:
         sys.exit(128 + stop.signal)
     if ranks.rank == 0:
         model.save_pretrained(run.path / "checkpoint")
-        curves(run.history, run.path / "curves.png")
+        with writing(run.path / "curves.png"):
+            curves(run.history, run.path / "curves.png")
         print(f"\n{table({'before': before, 'after': after}, spacy_pipeline)}\n")
         print(f"{run.path}: {', '.join(sorted(path.name for path in run.path.iterdir()))}")
     ranks.stop()
@@ -242,6 +246,15 @@ def copy_weights(sampler, model) -> None:
 def logged_evaluation(history: list[dict], step: int) -> dict | None:
     """The evaluation after `step` updates, where the run went as far before it was resumed."""
     return next((line["eval"] for line in history if "eval" in line and line["step"] == step), None)
+
+
+def too_many_skipped(run: RunFolder) -> ValueError:
+    last = next(line for line in reversed(run.history) if "skipped_questions" in line)
+    return ValueError(
+        f"{MOST_SKIPPED} updates in a row met numbers that are not finite (the last on "
+        f"questions {', '.join(last['skipped_questions'])}) and were skipped or cut short; try a "
+        f"lower --lr, then --resume {run.path}"
+    )
 
 
 def warn(before: dict, config: Config, ranks: Ranks) -> None:
@@ -499,10 +512,13 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
-def update_line(m: dict, steps: int) -> str:
+def update_line(m: dict, steps: int, passes: int) -> str:
     seconds = [m["seconds_sampling"], m["seconds_masks"], m["seconds_policy"]]
     clipped = "" if m["clip_fraction"] is None else f"clipped {m['clip_fraction']:4.0%}  "
-    skipped = f"SKIPPED, not finite: {' '.join(m['skipped_questions'])}  " if m["skipped"] else ""
+    skipped = ""
+    if m["skipped"]:
+        taken = f" after {m['passes']} of {passes} passes" if m["passes"] else ""
+        skipped = f"SKIPPED{taken}, not finite: {' '.join(m['skipped_questions'])}  "
     return (
         f"update {m['step']:>3}/{steps}  outcome {m['outcome']:+.3f}  "
         f"saliency {m['saliency']:.3f}  reward {m['reward']:+.3f}  length {m['length']:5.1f}  "

@@ -543,7 +543,8 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch):
     assert seen == {(0, True), (0, False), (1, True)} and clock["kill at"] > 20
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path):
+@pytest.mark.parametrize("limit", [40_000, 100], ids=["weights", "config.json"])
+def test_a_full_disk_leaves_the_old_folder(limit, tmp_path):
     """A limit on file size stands for the full disk: writing fails half way."""
     tiny.llama(seed=1).save_pretrained(tmp_path / "target")
     before = contents(tmp_path)
@@ -551,13 +552,13 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
 import resource, signal, sys
 from tests import tiny
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
     tiny.llama(seed=2).save_pretrained(sys.argv[1])
 except OSError as error:
     print(error)
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "target")]
+    command = [sys.executable, "-c", script, str(tmp_path / "target"), str(limit)]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert "target cannot be written" in out and "File too large" in out
     assert contents(tmp_path) == before

@@ -1,4 +1,6 @@
-"""Ranks.local_first on two machines of two ranks each (four processes), and where ranks meet."""
+"""Where ranks meet, Ranks.local_first on two machines of two ranks each (four processes), and a
+request to stop that not every rank hears of at once (two).
+"""
 
 import os
 import socket
@@ -6,8 +8,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 import ranks
@@ -39,40 +43,78 @@ ranks.stop()
 """
 
 
-def test_a_machines_first_rank_goes_first_and_its_failure_ends_all(tmp_path):
+def run_ranks(count: int, program: str, *arguments) -> list[str]:
+    """What each of `count` processes prints, two on each machine; all must end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    log = tmp_path / "log"
+    common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(count)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, log],
+            [sys.executable, "-c", program, *arguments],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank % 2)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(4)
+        for rank in range(count)
     ]
     try:
         outputs = [process.communicate(timeout=60) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    return [output for output, _ in outputs]
+
+
+def test_a_machines_first_rank_goes_first_and_its_failure_ends_all(tmp_path):
+    log = tmp_path / "log"
+    outputs = run_ranks(4, PROGRAM, log)
     lines = log.read_text().splitlines()
     assert set(lines[:2]) == {"well 0", "well 2"} and set(lines[2:4]) == {"well 1", "well 3"}
     assert lines[4:] == ["ill 0"]  # which could not know; nobody's turn came after that
-    assert outputs[2][0] == "no such file\n"
-    assert all("another rank failed" in outputs[rank][0] for rank in (0, 1, 3))
+    assert outputs[2] == "no such file\n"
+    assert all("another rank failed" in outputs[rank] for rank in (0, 1, 3))
 
 
 def test_one_process_has_nobody_to_wait_for():
     with Ranks.start("cpu").local_first():
         done = True
     assert done
+
+
+SIGNALLED = """
+import os, signal
+from ranks import Interrupted, Ranks, Stop, together
+
+ranks, stop = Ranks.start("cpu"), Stop()
+gather = Ranks.gather
+
+def signalled(self, mine):  # what this rank has to say is settled, and then the signal comes
+    Ranks.gather = gather
+    if self.rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return gather(self, mine)
+
+Ranks.gather = signalled
+for turn in range(3):
+    try:
+        together(ranks, stop, lambda: None)
+    except Interrupted:
+        print("interrupted in turn", turn, flush=True)
+        break
+if ranks.rank == 1:  # the same request, which reaches this rank as it saves
+    os.kill(os.getpid(), signal.SIGTERM)
+print("saved")
+ranks.stop()
+"""
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_not_lost_and_ends_none_of_them():
+    """It counts at the next look, and another rank's own first signal is not the second."""
+    assert run_ranks(2, SIGNALLED) == ["interrupted in turn 1\nsaved\n"] * 2
 
 
 def test_ranks_meet_anew_in_a_store_that_others_have_left(monkeypatch):
@@ -88,3 +130,18 @@ def test_ranks_meet_anew_in_a_store_that_others_have_left(monkeypatch):
             assert not two.check(["address of 1"])
             one.set("address of 1", start)
             assert zero.get("address of 1") == two.get("address of 1") == start.encode()
+
+
+def test_a_rank_that_never_comes_is_named(monkeypatch):
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.6))
+    monkeypatch.setattr(ranks.dist, "rendezvous", lambda _: iter([(store, None, None)]))
+    with ThreadPoolExecutor(4) as pool:
+        zero, there = (pool.submit(ranks.meet, rank, 4) for rank in (0, 2))
+        try:
+            with pytest.raises(ValueError, match=r"have not come within 0.01 minutes: 1, 3;"):
+                zero.result(timeout=10)
+            there.result(timeout=10)
+        finally:  # should it still wait, then not for ever
+            others = [pool.submit(ranks.meet, rank, 4) for rank in (1, 3) if not zero.done()]
+        assert not others

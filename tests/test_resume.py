@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import random
 import resource
 import shutil
 import signal
@@ -28,7 +29,8 @@ from model import Llama
 from optimizer import make_optimizer
 from ranks import Progress, Ranks
 from runs import RunFolder
-from tests.kills import SETTINGS, differences, kill_at, timeless
+from tests import kills
+from tests.kills import SETTINGS, differences, kill_at, kill_one, timeless
 
 ROOT = Path(__file__).parent.parent
 TINY = [*SETTINGS, "--steps", "3", "--save-every", "1"]  # the later flag counts
@@ -135,6 +137,33 @@ def test_a_killed_run_loses_nothing(die_before, whole, tmp_path):
     code, said = go(*TINY, "--resume", "auto", "--out", tmp_path / "run")
     assert code == 0, said
     assert differences(whole, tmp_path / "run") == []
+
+
+def test_only_kills_that_hit_are_counted_and_notes_are_compared(stopped, tmp_path, monkeypatch):
+    """tests/kills.py itself: one that comes too late is drawn again, for a new run."""
+    seen, outcomes = [], iter([None, None, "hit", None, "hit", "hit"])
+
+    def kill(folder, log, **moment):
+        seen.append(moment)
+        hit = next(outcomes)
+        assert not folder.exists() or hit == "hit"
+        folder.mkdir(exist_ok=True)
+        return hit
+
+    monkeypatch.setattr(kills, "kill_at", kill)
+    draw = random.Random(0)
+    assert kill_one(tmp_path, 2, draw, 10, 100) == (tmp_path / "run-2", ["hit"])
+    assert len({moment["seconds"] for moment in seen}) == 3
+    assert kill_one(tmp_path, 3, draw, 10, 100) == (tmp_path / "run-3", ["hit", "hit"])
+    assert all(1 <= moment["die_before"] <= 100 for moment in seen[3:])
+
+    other, name = Path(shutil.copytree(stopped, tmp_path / "other")), "checkpoints/step-00000002"
+    assert differences(stopped, other) == []
+    for key, value in (("step", 7), ("notes", {"skipped_in_a_row": 1}), ("environment", {})):
+        state = json.loads((stopped / name / "state.json").read_text()) | {key: value}
+        (other / name / "state.json").write_text(json.dumps(state))
+        expected = [] if key == "environment" else [f"{name}/state.json"]
+        assert differences(stopped, other) == expected
 
 
 @pytest.mark.parametrize(
@@ -358,6 +387,13 @@ def test_the_one_before_leads_to_the_same_end(stopped, whole):
     assert "going on after update 1" in said
 
 
+def test_a_checkpoint_holds_the_settings(after_two):
+    saved = json.loads((after_two / "config.json").read_text())
+    for step in (1, 2):
+        state = (after_two / f"checkpoints/step-0000000{step}/state.json").read_text()
+        assert json.loads(state)["config"] == saved
+
+
 def test_without_a_whole_checkpoint_nothing_is_overwritten(stopped):
     for step in (1, 2):
         flip_byte(stopped / f"checkpoints/step-0000000{step}/optimizer.safetensors")
@@ -423,14 +459,52 @@ def test_a_disk_that_is_full_for_metrics_tears_no_line(stopped, whole, largest_f
     ends_like(stopped, whole)
 
 
-@pytest.mark.parametrize("size", [2**20, 5 * 2**20], ids=["weights", "optimiser"])
+@pytest.mark.parametrize(
+    "size", [20 * 2**10, 2**20, 5 * 2**20], ids=["tokenizer", "weights", "optimiser"]
+)
 def test_a_disk_that_is_full_for_a_checkpoint(size, stopped, whole, largest_file):
     kept = tree(stopped / "checkpoints")
     largest_file(size)
     code, said = go("--resume", stopped)
     largest_file(resource.RLIM_INFINITY)
-    assert code == 1 and "cannot be written" in said and "Traceback" not in said
+    assert code == 1 and said.count("cannot be written") == 1 and "Traceback" not in said
     assert tree(stopped / "checkpoints") == kept
+    ends_like(stopped, whole)
+
+
+@pytest.mark.parametrize("name", ["config.json", "commands.txt"])
+def test_a_disk_that_is_full_for_a_small_file(name, stopped, whole, largest_file):
+    """The system does not say which one it could not write."""
+    if name == "commands.txt":
+        (stopped / name).write_text("python train.py\n" * 1000)
+    kept = tree(stopped / "checkpoints")
+    largest_file(100 if name == "config.json" else 16000)
+    code, said = go("--resume", stopped)
+    largest_file(resource.RLIM_INFINITY)
+    assert code == 1 and f"error: {stopped / name} cannot be written (" in said
+    assert tree(stopped / "checkpoints") == kept
+    ends_like(stopped, whole)
+
+
+def test_a_disk_that_is_full_for_the_state_or_the_curves(stopped, whole, monkeypatch):
+    """Files that come after larger ones; the error is the one for a file that is open."""
+    write_json = runs.write_json
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def full_for_the_state(path, content):
+        (full if path.name == "state.json" else write_json)(path, content)
+
+    for module, name, call, place in (
+        (runs, "write_json", full_for_the_state, "checkpoints/step-00000003"),
+        (train, "curves", full, "curves.png"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, call)
+            code, said = go("--resume", stopped)
+        assert code == 1, said
+        assert f"error: {stopped / place} cannot be written ([Errno 28] No space left" in said
     ends_like(stopped, whole)
 
 

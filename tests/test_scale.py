@@ -24,7 +24,7 @@ from grpo import update_policy
 from model import store_by_input
 from optimizer import gather_state, make_optimizer, scatter_state
 from ranks import Ranks
-from tests import tiny
+from tests import scaling, tiny
 from tests.scaling import apart
 
 ROOT = Path(__file__).parent.parent
@@ -224,9 +224,9 @@ def test_a_state_that_does_not_fit_is_refused(change):
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
-    """trained(*flags, name=) -> the folder of a small run in this process."""
+    """trained(*flags, name=, resume=) -> the folder of a small run in this process."""
     monkeypatch.chdir(ROOT)
-    for name in ("WORLD_SIZE", "RANK"):
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     small = (
@@ -234,8 +234,9 @@ def trained(monkeypatch, tmp_path):
         "--eval-samples 1 --eval-every 0 --device cpu"
     )
 
-    def run(*flags, name="run"):
-        train.train(parse_args([*small.split(), *map(str, flags), "--out", str(tmp_path / name)]))
+    def run(*flags, name="run", resume=False):
+        flags = [*small.split(), *map(str, flags), "--out", str(tmp_path / name)]
+        train.train(parse_args(flags), resume)
         return tmp_path / name
 
     run.path = tmp_path / "run"
@@ -340,8 +341,28 @@ def break_gradient(script, monkeypatch, when):
     monkeypatch.setattr(train, "make_optimizer", hooked)
 
 
+def break_second_pass(script, monkeypatch, when):
+    """The same, once the update has taken its first step."""
+    make, stepped = train.make_optimizer, []
+
+    def watched(model, *rest):
+        optimizer = make(model, *rest)
+        step = optimizer.step
+
+        def remembering():
+            step()
+            stepped.append(script.update)
+
+        optimizer.step = remembering
+        return optimizer
+
+    monkeypatch.setattr(train, "make_optimizer", watched)
+    break_gradient(script, monkeypatch, lambda update: update in stepped and when(update))
+
+
 BREAKS = {
-    "mask": break_mask, "reward": break_reward, "loss": break_loss, "gradient": break_gradient
+    "mask": break_mask, "reward": break_reward, "loss": break_loss, "gradient": break_gradient,
+    "second pass": break_second_pass,
 }  # fmt: skip
 
 
@@ -365,20 +386,22 @@ def test_an_update_with_a_number_that_is_not_finite_is_skipped(
     folder = trained("--save-every", 1)
     lines, (first, second, third) = metrics(folder), scripted.weights
     assert [line["skipped"] for line in lines] == [0, 1, 0]
+    # A second pass that breaks does not undo the first, and the line says so.
+    moved, passes = ("", 0) if kind != "second pass" else (" after 1 of 2 passes", 1)
+    assert [line["passes"] for line in lines] == [2, passes, 2]
     named = {victims[0]}
-    if kind == "gradient":  # nothing tells whose it is: all that the update asked
+    if kind in ("gradient", "second pass"):  # nothing tells whose it is: all that the update asked
         samples = (folder / "samples.jsonl").read_text().splitlines()
         named = {s["id"] for s in map(json.loads, samples) if s["step"] == 2}
         assert len(named) == 2
     assert [set(line["skipped_questions"]) for line in lines] == [set(), named, set()]
-    assert all(torch.equal(a, b) for a, b in zip(second, third, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(second, third, strict=True)) == (not moved)
     last = train.Llama.from_pretrained(folder / "checkpoint")
     for before, after in ((first, second), (third, list(last.parameters()))):
         assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update ")]
-    assert [f"SKIPPED, not finite: {' '.join(sorted(named))}" in line for line in said] == [
-        False, True, False
-    ]  # fmt: skip
+    note = f"SKIPPED{moved}, not finite: {' '.join(sorted(named))}"
+    assert [note in line for line in said] == [False, True, False]
     state = json.loads((folder / "checkpoints/step-00000002/state.json").read_text())
     assert state["notes"]["skipped_in_a_row"] == 1
     for line in [*lines, *map(json.loads, (folder / "samples.jsonl").read_text().splitlines())]:
@@ -397,15 +420,27 @@ def test_ten_in_a_row_end_the_run_with_a_sentence_and_a_checkpoint(trained, scri
     assert [line["skipped"] for line in lines] == [0, 1, 1, 0, *[1] * 10]
     (saved,) = (trained.path / "checkpoints").iterdir()
     assert saved.name == "step-00000014"
-    # One more chance for the run that goes on, and the weights as the last good update left them.
-    assert json.loads((saved / "state.json").read_text())["notes"]["skipped_in_a_row"] == 0
+    # The weights are as the last good update left them.
+    assert json.loads((saved / "state.json").read_text())["notes"]["skipped_in_a_row"] == 10
     kept = train.Llama.from_pretrained(saved)
     pairs = zip(kept.parameters(), scripted.weights[-1], strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+    # Whoever resumes it gets ten more chances; torchrun, which starts it again by itself, none.
+    for restart_count, more, message in ((1, 0, text), (0, 10, "10 updates in a row")):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart_count))
+        with pytest.raises(ValueError) as refusal:
+            trained("--steps", 30, "--save-every", 100, resume=True)
+        assert str(refusal.value).startswith(message)
+        assert [line["skipped"] for line in metrics(trained.path)[14:]] == [1] * more
 
 
-@pytest.mark.parametrize("save_every", [1, 100])
-def test_weights_that_are_not_finite_are_not_saved(save_every, trained, scripted, monkeypatch):
+@pytest.mark.parametrize(
+    ("save_every", "eval_every", "done"), [(1, 0, 2), (100, 0, 12), (100, 2, 2)]
+)
+def test_weights_that_are_not_finite_are_not_saved(
+    save_every, eval_every, done, trained, scripted, monkeypatch
+):
+    """Neither in a checkpoint nor, where an evaluation comes first, in best/."""
     update_policy = train.update_policy
 
     def broken(model, *arguments, **keywords):
@@ -417,8 +452,8 @@ def test_weights_that_are_not_finite_are_not_saved(save_every, trained, scripted
 
     monkeypatch.setattr(train, "update_policy", broken)
     with pytest.raises(ValueError, match="the weights are no longer finite and are not saved"):
-        trained("--steps", 30, "--save-every", save_every)
-    assert len(metrics(trained.path)) == (2 if save_every == 1 else 12)
+        trained("--steps", 30, "--save-every", save_every, "--eval-every", eval_every)
+    assert len(metrics(trained.path)) == done
     folders = list((trained.path / "checkpoints").glob("*")) + list(trained.path.glob("best"))
     assert [path.name for path in folders] == (["step-00000001"] if save_every == 1 else [])
     assert not (trained.path / "checkpoint").exists()
@@ -462,3 +497,20 @@ def test_half_precision_samples_from_a_copy_and_trains_float32_weights(trained, 
     # Steps below bfloat16's resolution are kept.
     assert any(not torch.equal(w, w.bfloat16().float()) for w in after.values())
     assert [line["skipped"] for line in metrics(folder)] == [0, 0]
+
+
+@pytest.mark.parametrize(("rate", "status"), [(16.9, 1), (17.1, 0)])
+def test_the_script_fails_where_two_processes_are_too_slow(rate, status, monkeypatch, capsys):
+    """The median of the rounds counts, not the best."""
+    rates = iter([10.0, rate, 10.0, 30.0, 10.0, 10.0])
+
+    def run(processes, out, *flags):
+        out.mkdir()
+        line = json.dumps({"outcome": 0.0, "rollouts_per_second": next(rates)})
+        (out / "metrics.jsonl").write_text(f"{line}\n" * 4)
+
+    monkeypatch.setattr(scaling, "run", run)
+    monkeypatch.setattr(sys, "argv", ["scaling", "--only", "speed"])
+    with pytest.raises(SystemExit) as end:
+        scaling.main()
+    assert end.value.code == status and "wanted: 1.7" in capsys.readouterr().out
