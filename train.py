@@ -138,13 +138,13 @@ def train(config: Config, resume: bool = False) -> None:
                     notes["best"] = {"step": step, "pass@1": summary["pass@1"]}
                     run.save_best(model, notes["best"])
 
-            bar, clock = Progress(f"update {step + 1}/{steps}", ranks.rank > 0, stop), [time.time()]
+            began, bar = time.time(), Progress(f"update {step + 1}/{steps}", ranks.rank > 0, stop)
             questions = draw_questions(problems, config, step)
             copy_weights(sampler, model)
             rollouts, seconds = together(
                 ranks, stop, collect, sampler, tokenizer, questions, config, step, ranks, bar
             )  # Eq. 2, 3, 4
-            clock.append(time.time())
+            collected = time.time()
             facts = ranks.gather([describe(rollout) for rollout in rollouts])
             outcome = torch.tensor([fact["outcome"] for fact in facts])
             saliency = torch.tensor([fact["saliency"] for fact in facts])
@@ -156,10 +156,13 @@ def train(config: Config, resume: bool = False) -> None:
             stats = None
             broken = [fact["id"] for fact in facts if fact["broken"]]
             if not broken:
+                prompts, completions, mine = fill_up(rollouts, advantages, ranks)
                 stats = update_policy(
                     policy,
                     optimizer,
-                    *fill_up(rollouts, ranks.share(advantages.tolist()), len(facts), ranks),
+                    prompts,
+                    completions,
+                    mine,
                     passes=config.passes,
                     micro_batch=config.micro_batch,
                     clip_eps=config.clip_eps,
@@ -175,7 +178,7 @@ def train(config: Config, resume: bool = False) -> None:
                 rows = [n for n in stats["broken_rows"] if n < len(rollouts)]  # not those filled up
                 broken = ranks.gather([rollouts[n].problem.id for n in rows])
             bar.close()
-            clock.append(time.time())
+            updated = time.time()
 
             skipped = stats is None or stats["steps"] < config.passes
             if skipped and not broken:  # a gradient does not say whose it is: all are named
@@ -183,18 +186,14 @@ def train(config: Config, resume: bool = False) -> None:
             notes["skipped_in_a_row"] = notes["skipped_in_a_row"] + 1 if skipped else 0
             metrics = {
                 "step": step + 1,
-                "reward": reward.mean().item(),
-                "outcome": outcome.mean().item(),
-                "saliency": saliency.mean().item(),
-                "saliency_spread": saliency.view(-1, config.rollouts).std(1).mean().item(),
-                "no_signal": mean((advantages.view(-1, config.rollouts) == 0).all(1).tolist()),
+                **reward_metrics(reward, outcome, saliency, advantages, config.rollouts),
                 **rollout_metrics(facts),
                 **policy_metrics(stats, len(rollouts), facts, ranks),
                 "lr": config.lr,
                 "passes": stats["steps"] if stats else 0,
                 "skipped": int(skipped),
                 "skipped_questions": sorted(set(broken)) if skipped else [],
-                **cost_metrics(facts, seconds, clock, ranks),
+                **cost_metrics(facts, seconds, (began, collected, updated), ranks),
             }
             run.write(metrics)
             run.append("samples.jsonl", sample_lines(step + 1, facts, saliency, advantages))
@@ -399,15 +398,28 @@ def describe(rollout: Rollout) -> dict:
     }
 
 
-def fill_up(rollouts, advantages, everyone: int, ranks) -> tuple[list, list, torch.Tensor]:
+def fill_up(rollouts, advantages: torch.Tensor, ranks) -> tuple[list, list, torch.Tensor]:
     """This rank's prompts, completions and advantages, filled up with rows of no weight.
 
-    Every rank must run as many micro-batches as the others, or the gradient exchange hangs.
+    rollouts: this rank's; advantages: of all ranks. Every rank must run as many micro-batches as
+    the others, or the gradient exchange hangs.
     """
-    missing = ranks.share_size(everyone) - len(rollouts)
+    missing = ranks.share_size(len(advantages)) - len(rollouts)
     prompts = [rollout.prompt for rollout in rollouts] + [[0]] * missing
     completions = [rollout.completion for rollout in rollouts] + [[]] * missing
-    return prompts, completions, torch.tensor(advantages + [0.0] * missing, device=ranks.device)
+    mine = ranks.share(advantages.tolist()) + [0.0] * missing
+    return prompts, completions, torch.tensor(mine, device=ranks.device)
+
+
+def reward_metrics(reward, outcome, saliency, advantages, group_size: int) -> dict:
+    """Means over the update's rollouts, of all ranks; all (B,), rows question-major."""
+    return {
+        "reward": reward.mean().item(),
+        "outcome": outcome.mean().item(),
+        "saliency": saliency.mean().item(),
+        "saliency_spread": saliency.view(-1, group_size).std(1).mean().item(),
+        "no_signal": mean((advantages.view(-1, group_size) == 0).all(1).tolist()),
+    }
 
 
 def rollout_metrics(facts: list[dict]) -> dict:
@@ -455,15 +467,20 @@ def policy_metrics(stats: dict | None, count: int, facts: list[dict], ranks: Ran
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def cost_metrics(facts: list[dict], seconds: tuple[float, float], clock, ranks: Ranks) -> dict:
-    """Seconds of the slowest rank, what that makes a second, and the largest peak of memory."""
+def cost_metrics(facts: list[dict], seconds: tuple[float, float], times, ranks: Ranks) -> dict:
+    """Seconds of the slowest rank, what that makes a second, and the largest peak of memory.
+
+    seconds: of sampling and masks, on this rank; times: when the update began, when its rollouts
+    were there, and when its policy step was taken.
+    """
+    began, collected, updated = times
     sampling, masks = (max(column) for column in zip(*ranks.gather([seconds]), strict=True))
     return {
         "seconds_sampling": sampling,
         "seconds_masks": masks,
-        "seconds_policy": clock[2] - clock[1],
+        "seconds_policy": updated - collected,
         "tokens_per_second": sum(fact["tokens"] for fact in facts) / sampling,
-        "rollouts_per_second": len(facts) / (clock[2] - clock[0]),
+        "rollouts_per_second": len(facts) / (updated - began),
         "peak_memory_gib": max(ranks.gather([peak_memory(ranks.device)])),
     }
 

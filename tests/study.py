@@ -32,7 +32,7 @@ from table1 import WORDS, counts_by_text, load_spacy
 ROOT = Path(__file__).parent.parent
 KEPT, RUNS = ROOT / "docs/study", ROOT / "runs/study"
 COMMON = "--steps 50 --ratio token --mask-steps 20 --mask-memory path --save-every 5 --keep 1"
-LENGTH_WEIGHT = 0.3  # of the length penalty: its mean length is attribution mean's
+LENGTH_WEIGHT = 0.38  # of the length penalty: its mean length is attribution mean's
 CORE = {
     "outcome only": "--saliency none",
     "mask restored": "--saliency mask",
