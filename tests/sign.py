@@ -173,7 +173,10 @@ def correlations(rows: list[dict], draws: int = bootstrap.DRAWS) -> dict[str, di
 
 
 def markdown(table: dict[str, dict[str, dict]]) -> str:
-    lines = ["| reward | " + " | ".join(PROPERTIES) + " |", "|---" * (len(PROPERTIES) + 1) + "|"]
+    """`correlations` as a table; in parentheses the most questions that a column rests on."""
+    most = {which: max(line[which]["questions"] for line in table.values()) for which in PROPERTIES}
+    heads = [f"{which} ({count})" for which, count in most.items()]
+    lines = [f"| reward | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, line in table.items():
         lines.append(f"| {name} | {' | '.join(map(cell, line.values()))} |")
     return "\n".join(lines)

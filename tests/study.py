@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from config import parse_args
 from faithfulness import TOP_SHARES
 from table1 import WORDS, counts_by_text, load_spacy
 
@@ -41,12 +42,13 @@ CORE = {
     "length penalty": f"--saliency length --saliency-weight {LENGTH_WEIGHT}",
     "shuffled": "--saliency attribution --saliency-reduction mean --shuffle-saliency",
 }
-RECOMMENDED = "share, gated"  # what the micro preset does
+RECOMMENDED = "share, gated"
 ARMS = CORE | {
     RECOMMENDED: "--saliency attribution --saliency-reduction share --gate-saliency",
     "mask literal": "--saliency mask --saliency-sign literal",
     "mask sparse": "--saliency mask --mask-sparsity 1e-3",
     "attribution share": "--saliency attribution --saliency-reduction share",
+    "length, gated": f"--saliency length --saliency-weight {LENGTH_WEIGHT} --gate-saliency",
 }
 EVALUATIONS = {  # name: eval.py's flags; the second one's samples are among the first's
     "heldout": "--limit 300 --faithfulness off",
@@ -103,8 +105,8 @@ class Sitting:
             print(f"{time.strftime('%H:%M')}  {name}: {time.time() - begun:.0f} s", flush=True)
         except OutOfTime:
             pass
-        except (RuntimeError, OSError, ValueError) as error:
-            print(f"{time.strftime('%H:%M')}  {name}: {error}", flush=True)
+        except Exception as error:  # the others go on; nobody looks at what a pool's work raises
+            print(f"{time.strftime('%H:%M')}  {name}: {type(error).__name__}: {error}", flush=True)
 
 
 def sign_shard(sitting: Sitting, number: int) -> None:
@@ -126,7 +128,12 @@ def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
     out, folder = KEPT / f"{name}.json", RUNS / name
     if out.exists():
         return
-    if not (folder / "checkpoint").exists():
+    if (folder / "checkpoint").exists():
+        saved = json.loads((folder / "config.json").read_text())
+        wanted = dataclasses.asdict(parse_args(train_command(arm, seed)[1:]))
+        if saved | {"out": None} != wanted:
+            raise ValueError(f"{folder} is of other settings; remove it")
+    else:
         command = [*train_command(arm, seed), "--out", folder, "--resume", "auto"]
         sitting.run(command, RUNS / f"{name}.log")
     for evaluation in EVALUATIONS:
@@ -156,20 +163,21 @@ def write(path: Path, content: dict) -> None:
 
 # --------------------------------------------------------------------------- what is kept of it
 
-UPDATE = ("step", "outcome", "saliency", "length", "clip_fraction")
 SECONDS = ("seconds_sampling", "seconds_masks", "seconds_policy")
+UPDATE = ("step", "outcome", "saliency", "saliency_spread", "no_signal", "length", "clip_fraction")
+UPDATE += SECONDS
 
 
 def read_training(folder: Path) -> dict:
-    """updates: UPDATE and SECONDS of each; evals: step, pass@1, pass@4, tokens."""
+    """config; updates: UPDATE of each; evals: step, problems, pass@1, pass@4, tokens."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if "outcome" in line]
     evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     return {
         "config": json.loads((folder / "config.json").read_text()) | {"out": None},
-        "updates": [[round_off(line[key]) for key in (*UPDATE, *SECONDS)] for line in updates],
+        "updates": [[round_off(line[key]) for key in UPDATE] for line in updates],
         "evals": [
-            [step, *(round_off(found[key]) for key in ("pass@1", "pass@4", "tokens"))]
+            [step, *(round_off(found[key]) for key in ("problems", "pass@1", "pass@4", "tokens"))]
             for step, found in evals
         ],
     }
@@ -232,28 +240,38 @@ def main() -> None:
         "--arms", nargs="*", default=["all"], metavar="ARM",
         help=f"all, core (the first {len(CORE)}), or some of: {', '.join(map(repr, ARMS))}",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=100, help="start nothing after that")
+    parser.add_argument(
+        "--minutes", type=float, default=100, help="stop after that; what ran goes on next time"
+    )
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--no-sign", action="store_true", help="leave the sign experiment out")
     args = parser.parse_args()
-    arms = {"all": list(ARMS), "core": list(CORE)}.get(args.arms[0] if args.arms else "", args.arms)
+    groups = {"all": list(ARMS), "core": list(CORE)}
+    arms = [arm for name in args.arms for arm in groups.get(name, [name])]
     for arm in arms:
         if arm not in ARMS:
             parser.error(f"--arms {arm}: choose all, core, or of {', '.join(map(repr, ARMS))}")
     torch.set_num_threads(1)
     KEPT.mkdir(parents=True, exist_ok=True)
     sitting = Sitting(time.time() + 60 * args.minutes)
-    with ThreadPoolExecutor(args.workers) as pool:
-        if not args.no_sign:
-            for shard in range(SIGN_SHARDS):
-                pool.submit(sitting.do, sign_shard, f"sign, part {shard}", shard)
-        pool.submit(sitting.do, evaluate_start, "start")
-        # The core arms of all seeds before the others: what is missing is missing for all.
-        first = [*CORE, RECOMMENDED]
-        for group in ([a for a in first if a in arms], [a for a in arms if a not in first]):
-            for seed in args.seeds:
-                for arm in group:
-                    pool.submit(sitting.do, run_arm, f"{arm}, seed {seed}", arm, seed)
+    jobs = []
+    if not args.no_sign:
+        jobs += [(sign_shard, f"sign, part {shard}", shard) for shard in range(SIGN_SHARDS)]
+    jobs.append((evaluate_start, "start"))
+    # The core arms of all seeds before the others: what is missing is missing for all.
+    first = [*CORE, RECOMMENDED]
+    for group in (
+        [a for a in first if a in arms],
+        [a for a in ARMS if a in arms and a not in first],
+    ):
+        jobs += [(run_arm, f"{a}, seed {seed}", a, seed) for seed in args.seeds for a in group]
+    pool = ThreadPoolExecutor(args.workers)
+    try:
+        for job in jobs:
+            pool.submit(sitting.do, *job)
+        pool.shutdown()
+    except KeyboardInterrupt:  # which the running commands have got as well
+        pool.shutdown(cancel_futures=True)
     from tests import study_report  # which imports this module
 
     study_report.report()

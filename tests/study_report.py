@@ -16,7 +16,7 @@ from bootstrap import Ratios
 from compare import SLACK, nearest_lengths, reliance_ratios
 from table1 import WORDS, table1_ratios
 from tests import sign
-from tests.study import ARMS, EVALUATIONS, KEPT, ROOT, train_command
+from tests.study import ARMS, EVALUATIONS, KEPT, ROOT, SECONDS, UPDATE, train_command
 
 MAP_TESTS = ("comprehensiveness", "sufficiency", "auroc", "auroc no punctuation")
 TOLERANCE = 0.1  # how far apart matched lengths may be, a share of the longer: eval.py's default
@@ -27,40 +27,60 @@ TOLERANCE = 0.1  # how far apart matched lengths may be, a share of the longer: 
 Seeds = dict[int, Ratios]
 
 
-def interval(one: Seeds, less: Seeds | None = None, draws: int = 2000) -> dict | None:
-    """The mean over seeds of a ratio of sums over questions, less another arm's; 95% interval.
+def interval(one: Seeds, less: Seeds | None = None, relative=False, draws: int = 2000):
+    """The mean over seeds of a ratio of sums over questions, with its 95% interval.
 
-    Both seeds and questions are drawn again (with replacement, the same for both arms: a seed
-    stands for the same questions in the same order). A question counts where both arms have it.
-    None when no seed is in both arms. value, low, high, seeds, questions.
+    With less it is the difference of two arms, or with relative one / less - 1, taken seed by seed:
+    a seed stands for the same questions in the same order, and a question counts where both arms
+    have it. Two sources of chance add up: questions, by a bootstrap that draws them for all seeds
+    together, and training, by the spread between seeds. Seeds are few, so the interval is
+    Student's t with Welch and Satterthwaite's degrees of freedom; of one seed it holds the
+    questions alone. Returns value, low, high, seeds (the value of each) and pairs (of seed and
+    question), None when there are no pairs.
     """
     arms = [one] if less is None else [one, less]
-    seeds = sorted(set.intersection(*(set(arm) for arm in arms)))
     used = {
-        (seed, question)
-        for seed in seeds
-        for question in set.intersection(*(set(arm[seed]) for arm in arms))
+        seed: set.intersection(*(set(arm[seed]) for arm in arms))
+        for seed in sorted(set.intersection(*(set(arm) for arm in arms)))
     }
+    used = {seed: questions for seed, questions in used.items() if questions}
     if not used:
         return None
-    questions = sorted({question for _, question in used})
+    questions = sorted(set.union(*used.values()))
+
+    def by_seed(weights) -> np.ndarray:
+        """(draws, seeds) under weights (draws, questions); nan where nothing was drawn."""
+        found = []
+        for arm in arms:
+            pairs = np.array([
+                [arm[seed][q] if q in used[seed] else (0.0, 0.0) for q in questions]
+                for seed in used
+            ])  # (seeds, questions, 2)  # fmt: skip
+            found.append((weights @ pairs[:, :, 0].T) / (weights @ pairs[:, :, 1].T))
+        if less is None:
+            return found[0]
+        return found[0] / found[1] - 1 if relative else found[0] - found[1]
+
     rng = np.random.default_rng(0)
-    by_seed = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), draws) / len(seeds)
-    weights = rng.multinomial(len(questions), [1 / len(questions)] * len(questions), draws)
-    by_seed = np.vstack([np.full(len(seeds), 1 / len(seeds)), by_seed])  # first: as they are
-    weights = np.vstack([np.ones(len(questions)), weights])
-    total = 0.0
-    for factor, arm in zip((1, -1), arms, strict=False):
-        nothing = (0.0, 0.0)
-        pairs = np.array([
-            [arm[seed][q] if (seed, q) in used else nothing for q in questions] for seed in seeds
-        ])  # (seeds, questions, 2)  # fmt: skip
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = (weights @ pairs[:, :, 0].T) / (weights @ pairs[:, :, 1].T)  # (draws, seeds)
-        total = total + factor * (by_seed * np.nan_to_num(ratios)).sum(1)
-    low, high = np.percentile(total[1:], (2.5, 97.5))
-    return {"value": float(total[0]), "low": float(low), "high": float(high),
-            "seeds": len(seeds), "questions": len(questions)}  # fmt: skip
+    chances = np.full(len(questions), 1 / len(questions))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seeds = by_seed(np.ones((1, len(questions))))[0]
+        drawn = by_seed(rng.multinomial(len(questions), chances, draws).astype(float))
+    drawn = drawn[np.isfinite(drawn).any(1)]
+    of_questions = np.nanmean(drawn, 1).var()
+    of_seeds = seeds.var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
+    quantile = 1.96
+    if of_seeds > 0:
+        freedom = (len(seeds) - 1) * ((of_questions + of_seeds) / of_seeds) ** 2
+        quantile = np.quantile(rng.standard_t(freedom, 100_000), 0.975)
+    half = quantile * np.sqrt(of_questions + of_seeds)
+    return {
+        "value": float(seeds.mean()),
+        "low": float(seeds.mean() - half),
+        "high": float(seeds.mean() + half),
+        "seeds": seeds.tolist(),
+        "pairs": sum(map(len, used.values())),
+    }
 
 
 def load(arm: str) -> dict[int, dict]:
@@ -163,6 +183,7 @@ COLUMNS = {  # measure: (heading, whether in percent)
     "symbols": ("symbols", True), "hard pass@1": ("hard accuracy", True),
     "hard pass@4": ("hard pass@4", True),
 }  # fmt: skip
+RELATIVE = {key: COLUMNS[key] for key in ("tokens", "numbers", "stop_words", "symbols")}
 FAITHFULNESS = {
     "truncation": ("truncation", False), "necessity": ("knockout, reasoning hidden", False),
     "direct": ("knockout, prompt hidden (less is better)", False),
@@ -176,7 +197,10 @@ FAITHFULNESS = {
 
 
 def cell(found: dict | None, percent: bool, signed: bool = False) -> str:
-    """A value with its interval, in percent or as it is; bold where an interval excludes 0."""
+    """A value with its interval, in percent or as it is.
+
+    A difference is bold where its interval excludes 0, and there is more than one seed.
+    """
     if found is None:
         return "-"
     scale = 100 if percent else 1
@@ -184,16 +208,13 @@ def cell(found: dict | None, percent: bool, signed: bool = False) -> str:
     form = f"{{:{'+' if signed else ''}.{digits}f}}"
     value, low, high = (form.format(scale * found[key]) for key in ("value", "low", "high"))
     text = f"{value} [{low}, {high}]"
-    return f"**{text}**" if signed and (found["low"] > 0 or found["high"] < 0) else text
+    sure = signed and len(found["seeds"]) > 1 and (found["low"] > 0 or found["high"] < 0)
+    return f"**{text}**" if sure else text
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def heading(name: str, runs: dict) -> str:
-    return f"{name} ({len(runs)})" if name != "start" else name
 
 
 def arms_table(arms: dict[str, dict], measures: dict[str, dict], columns: dict) -> str:
@@ -205,32 +226,43 @@ def arms_table(arms: dict[str, dict], measures: dict[str, dict], columns: dict) 
             cell(interval(measures[name][key]), percent) if key in measures[name] else "-"
             for key, (_, percent) in columns.items()
         ]
-        rows.append([heading(name, runs), *cells])
+        rows.append([f"{name} ({len(runs)})" if name != "start" else name, *cells])
     return table(["arm (seeds)", *units], rows)
 
 
-def difference_table(arms, measures, base: str, columns: dict) -> str:
-    """A row an arm: its measures less the base arm's, seed by seed."""
-    units = [f"{title}, points" if percent else title for title, percent in columns.values()]
+def difference_table(measures, names, base: str, columns: dict, relative=False) -> str:
+    """A row an arm: its measures less the base arm's, seed by seed, or their relative change."""
+    unit = ", %" if relative else ", points"
+    heads = [title + unit * (percent or relative) for title, percent in columns.values()]
     rows = []
-    for name, runs in arms.items():
+    for name in names:
         if name in (base, "start"):
             continue
-        cells = []
+        cells, seeds = [], set(measures[name]["pass@1"]) & set(measures[base]["pass@1"])
         for key, (_, percent) in columns.items():
             pair = measures[name].get(key), measures[base].get(key)
-            found = interval(*pair) if None not in pair else None
-            cells.append(cell(found, percent, signed=True))
-        rows.append([heading(name, runs), *cells])
-    return table([f"arm less {base}", *units], rows)
+            found = interval(*pair, relative=relative) if None not in pair else None
+            cells.append(cell(found, percent or relative, signed=True))
+        rows.append([f"{name} ({len(seeds)})", *cells])
+    return table([f"against {base} (seeds of both)", *heads], rows)
+
+
+def map_baselines(runs: dict[int, dict]) -> str:
+    """The start's maps beside rankings that know nothing of the model, or of the mask."""
+    measures = by_measure({seed: map_of(run) for seed, run in runs.items()})
+    names = [key.partition("/")[2] for key in measures if key.startswith("comprehensiveness/")]
+    rows = [
+        [name, *(cell(interval(measures.get(f"{test}/{name}", {})), False) for test in MAP_TESTS)]
+        for name in names
+    ]
+    heads = ["comprehensiveness", "sufficiency (less is better)", "AUROC, all tokens",
+             "AUROC, no punctuation"]  # fmt: skip
+    return table(["ranking", *heads], rows)
 
 
 def matched_table(arms: dict[str, dict], base: str) -> str:
-    """Differences to the base arm on traces of matched length; how many questions each had."""
-    columns = [key for key in FAITHFULNESS if not key.startswith("auroc")]
-    titles = [
-        FAITHFULNESS[key][0] + (", points" if FAITHFULNESS[key][1] else "") for key in columns
-    ]
+    """Differences to the base arm on traces of matched length; how many pairs of them each had."""
+    columns = {key: it for key, it in FAITHFULNESS.items() if not key.startswith("auroc")}
     rows = []
     for name, runs in arms.items():
         if name == base:
@@ -240,12 +272,15 @@ def matched_table(arms: dict[str, dict], base: str) -> str:
             key: interval(here[key], there[key]) if key in here and key in there else None
             for key in columns
         }
-        counts = [str(found[key]["questions"] if found[key] else 0) for key in
+        counts = [str(found[key]["pairs"] if found[key] else 0) for key in
                   ("necessity", "comprehensiveness/attribution")]  # fmt: skip
-        cells = [cell(found[key], FAITHFULNESS[key][1], signed=True) for key in columns]
-        rows.append([heading(name, runs), *cells, " / ".join(counts)])
-    heads = [f"arm less {base}, matched length", *titles, "questions, of reliance / of the map"]
-    return table(heads, rows)
+        cells = [cell(found[key], percent, True) for key, (_, percent) in columns.items()]
+        seeds = len(runs.keys() & arms[base].keys())
+        rows.append([f"{name} ({seeds})", *cells, " / ".join(counts)])
+    heads = [title + ", points" * percent for title, percent in columns.values()]
+    return table(
+        [f"against {base} (seeds of both)", *heads, "pairs of traces: reliance / map"], rows
+    )
 
 
 def protocol(arms: dict[str, dict]) -> str:
@@ -267,14 +302,26 @@ def protocol(arms: dict[str, dict]) -> str:
     ))  # fmt: skip
 
 
-def seconds_per_update(runs: dict[int, dict]) -> str:
-    """Mean over updates and seeds: sampling, masks, policy."""
-    found = np.array([row[-3:] for run in runs.values() for row in run["updates"]])
-    return " + ".join(f"{part:.1f}" for part in found.mean(0)) + f" = {found.sum(1).mean():.1f}"
+def costs_table(arms: dict[str, dict]) -> str:
+    """What an update took and what its saliency was like, over all updates and seeds."""
+    rows = []
+    for name, runs in arms.items():
+        updates = np.array(
+            [row for run in runs.values() for row in run["updates"]], dtype=float
+        )  # None, of a mask that was not learned, becomes nan
+        # Others were at work on the machine: the fast updates tell most about the arm.
+        seconds = [f"{np.quantile(updates[:, UPDATE.index(key)], 0.1):.1f}" for key in SECONDS]
+        spread, clipped = (
+            f"{np.nanmean(updates[:, UPDATE.index(key)]):.{digits}f}"
+            for key, digits in (("saliency_spread", 3), ("clip_fraction", 3))
+        )
+        rows.append([f"{name} ({len(runs)})", *seconds, spread, clipped])
+    heads = ["sampling, s", "masks, s", "policy, s", "spread of the saliency in a group", "clipped"]
+    return table(["arm (seeds)", *heads], rows)
 
 
 def draw_curves(arms: dict[str, dict], path: Path) -> None:
-    """Mean reasoning length and share of right rollouts per update; mean over seeds, smoothed."""
+    """Reasoning length and share of right rollouts by update, over 9 updates; seeds as a band."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -282,11 +329,17 @@ def draw_curves(arms: dict[str, dict], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for name, runs in arms.items():
-        rows = np.array([[row[:4] for row in run["updates"]] for run in runs.values()])
-        steps = rows[0, :, 0]
-        for axis, values in zip(axes, (rows[:, :, 3], 100 * (1 + rows[:, :, 1])), strict=True):
-            smooth = [values[:, max(0, n - 4) : n + 5].mean() for n in range(len(steps))]
-            axis.plot(steps, smooth, label=f"{name} ({len(runs)})", linewidth=1.4)
+        steps, outcome, length = (
+            np.array([[row[UPDATE.index(key)] for row in run["updates"]] for run in runs.values()])
+            for key in ("step", "outcome", "length")
+        )  # (seeds, updates)
+        for axis, values in zip(axes, (length, 100 * (1 + outcome)), strict=True):
+            windows = [values[:, max(0, n - 4) : n + 5].mean(1) for n in range(values.shape[1])]
+            smooth = np.array(windows)  # (updates, seeds)
+            (line,) = axis.plot(steps[0], smooth.mean(1), label=f"{name} ({len(runs)})", lw=1.4)
+            axis.fill_between(
+                steps[0], smooth.min(1), smooth.max(1), color=line.get_color(), alpha=0.12, lw=0
+            )
     for axis, title in zip(axes, ("reasoning tokens", "right rollouts, %"), strict=True):
         axis.set(xlabel="update", title=title)
         axis.grid(alpha=0.3)
@@ -302,9 +355,17 @@ def report() -> None:
     ]
     arms = {name: load(name) for name in ("start", *ARMS)}
     arms = {name: runs for name, runs in arms.items() if runs}
-    measures = {name: own(runs) for name, runs in arms.items()}
     trained = {name: runs for name, runs in arms.items() if name != "start"}
-    parts = {"protocol": protocol(trained), "sign": "No result yet.", "arms": "No result yet."}
+    if "start" in arms:  # one checkpoint, which every seed began with
+        (start,) = arms["start"].values()
+        seeds = {seed for runs in trained.values() for seed in runs} or {0}
+        arms["start"] = dict.fromkeys(sorted(seeds), start)
+    measures = {name: own(runs) for name, runs in arms.items()}
+    missing = "No result yet."
+    parts = dict.fromkeys(("sign", "arms", "against start", "claims", "against outcome only",
+                           "against length penalty", "matched", "faithfulness", "baselines",
+                           "costs"), missing)  # fmt: skip
+    parts["protocol"] = protocol(trained)
     if rows:
         questions = len({row["id"] for row in rows})
         parts["sign"] = f"{len(rows)} valid traces of {questions} questions.\n\n" + sign.markdown(
@@ -313,17 +374,19 @@ def report() -> None:
     if trained:
         draw_curves(trained, KEPT / "curves.png")
         parts["arms"] = arms_table(arms, measures, COLUMNS)
-        parts["seconds"] = table(
-            ["arm (seeds)", "seconds per update: sampling + masks + policy"],
-            [[heading(name, runs), seconds_per_update(runs)] for name, runs in trained.items()],
-        )
         parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
-    for key, base in (("outcome", "outcome only"), ("length", "length penalty")):
+        parts["costs"] = costs_table(trained)
+    if "start" in arms:
+        parts["baselines"] = map_baselines({0: start})
+        parts["against start"] = difference_table(measures, trained, "start", COLUMNS)
+    for base in ("outcome only", "length penalty"):
         if base in trained:
-            parts[f"less {key}"] = "\n\n".join(
-                difference_table(trained, measures, base, columns)
+            parts[f"against {base}"] = "\n\n".join(
+                difference_table(measures, trained, base, columns)
                 for columns in (COLUMNS, FAITHFULNESS)
             )
+    if "outcome only" in trained:
+        parts["claims"] = difference_table(measures, trained, "outcome only", RELATIVE, True)
     if "length penalty" in trained:
         parts["matched"] = matched_table(trained, "length penalty")
     template = (ROOT / "docs/study_template.md").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """The study's arithmetic: intervals over seeds and questions, matched pairs, smaller masks."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -23,20 +24,44 @@ def constant(values, questions=6):
     }
 
 
-def test_an_interval_is_over_seeds_and_questions():
-    found = study_report.interval(constant([0.0, 1.0]))
-    assert (found["value"], found["low"], found["high"]) == (0.5, 0.0, 1.0)  # seeds alone differ
-    assert (found["seeds"], found["questions"]) == (2, 6)
+def test_an_interval_of_one_seed_is_the_bootstraps():
     one = {0: {f"q{n}": (float(n % 2), 1.0) for n in range(40)}}
     found, plain = study_report.interval(one), bootstrap.interval(one[0])
     for key in ("value", "low", "high"):
-        assert found[key] == pytest.approx(plain[key], abs=0.05)
-    assert found["high"] - found["low"] > 0.2
+        assert found[key] == pytest.approx(plain[key], abs=0.02)
+    assert found["high"] - found["low"] > 0.2 and found["pairs"] == 40 and found["seeds"] == [0.5]
+
+
+def test_where_seeds_alone_differ_the_interval_is_students():
+    found = study_report.interval(constant([1.0, 2.0, 4.5]))  # mean 2.5, SD 1.803, 2 of freedom
+    half = 4.303 * 1.8028 / 3**0.5
+    assert found["value"] == 2.5 and found["seeds"] == [1, 2, 4.5] and found["pairs"] == 18
+    assert found["high"] - 2.5 == pytest.approx(half, rel=0.03)
+    assert 2.5 - found["low"] == pytest.approx(half, rel=0.03)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Questions and seeds both vary; the difference of two arms is truly 0."""
+    rng = np.random.default_rng(0)
+    missed, trials = 0, 150
+    for _ in range(trials):
+        arms = [
+            {s: dict(zip(range(60), [(x, 1.0) for x in rng.normal(shift, 1, 60)], strict=True))
+             for s, shift in enumerate(rng.normal(0, 0.3, 3))}
+            for _ in range(2)
+        ]  # fmt: skip
+        found = study_report.interval(*arms, draws=200)
+        missed += found["low"] > 0 or found["high"] < 0
+    assert missed / trials < 0.1
 
 
 def test_a_ratio_pools_over_questions_and_averages_over_seeds():
     seeds = {0: {"a": (1.0, 2.0), "b": (5.0, 6.0)}, 1: {"a": (1.0, 4.0), "b": (0.0, 4.0)}}
     assert study_report.interval(seeds)["value"] == pytest.approx((6 / 8 + 1 / 8) / 2)
+    twice = {s: {q: (2 * x, n) for q, (x, n) in found.items()} for s, found in seeds.items()}
+    found = study_report.interval(twice, seeds, relative=True)
+    for key in ("value", "low", "high"):
+        assert found[key] == pytest.approx(1)  # twice as much in every draw: 100% more
 
 
 def test_a_difference_is_paired_by_seed_and_question():
@@ -49,9 +74,15 @@ def test_a_difference_is_paired_by_seed_and_question():
     del after[2], after[0]["q3"]
     before[0]["q3"] = before[2]["q1"] = (1e6, 1.0)  # without a partner: not looked at
     found = study_report.interval(after, before)
-    assert found["value"] == pytest.approx(0.25) and found["seeds"] == 2
+    assert found["value"] == pytest.approx(0.25) and len(found["seeds"]) == 2
     assert study_report.interval(after, {5: before[0]}) is None
     assert study_report.interval({0: {"a": (1.0, 1.0)}}, {0: {"b": (1.0, 1.0)}}) is None
+
+
+def test_a_seed_without_a_common_question_counts_for_nothing():
+    one, less = ({0: {"a": (x, 1.0)}, 1: {q: (0.0, 1.0)}} for x, q in ((10.0, "b"), (2.0, "c")))
+    found = study_report.interval(one, less)
+    assert (found["value"], found["low"], found["high"]) == (8, 8, 8) and found["seeds"] == [8]
 
 
 def kept_run(lengths, same=(0, 0, 0, 0, 0, 1), corruption=1):
@@ -72,7 +103,7 @@ def test_matched_traces_are_about_equally_long():
     assert set(here["necessity"]) == {0} and set(here["necessity"][0]) == {"q0", "q2"}
     assert set(here["comprehensiveness/mask"][0]) == {"q0", "q2"}
     found = study_report.interval(here["corruption"], there["corruption"])
-    assert found["value"] == 1 and found["questions"] == 2
+    assert found["value"] == 1 and found["pairs"] == 2
     found = study_report.interval(here["truncation"], there["truncation"])
     assert found["value"] == pytest.approx(0.2)  # by trapezoids: 0.9 and 0.7
     assert "auroc/mask" not in here and set(here["auroc no punctuation/mask"][0]) == {"q0", "q2"}
@@ -90,9 +121,74 @@ def test_what_is_kept_of_a_sample_gives_table_1_again():
     assert study_report.table1_of({"heldout": kept}, "heldout") == table1_ratios(records, words)
 
 
-def test_numbers_are_kept_with_five_digits_and_json_has_no_nan():
+def test_numbers_are_kept_with_five_digits():
     values = [0.123456789, 123456.789, True, None, float("nan"), 3]
     assert [study.round_off(v) for v in values] == [0.12346, 123460.0, 1, None, None, 3.0]
+
+
+def whole_run(arm, seed, tokens, numbers):
+    """A kept run of ten questions, four samples each; half of the samples are right."""
+    samples = [[right, 1, 0, 0, tokens, 20, numbers, 4, 5] for right in (1, 0, 1, 0)]
+    split = {f"q{n}": samples for n in range(10)}
+    update = dict.fromkeys(study.UPDATE, 0.5) | {"outcome": -0.25, "length": tokens}
+    ranking = [0.9, 0.4, None, 0.7]
+    return {
+        "arm": arm, "seed": seed, "versions": {"torch": "9"},
+        "updates": [[*(update | {"step": n + 1}).values()] for n in range(12)],
+        "heldout": split, "hard": split,
+        "reliance": {q: {"0": [[0, 0, 0, 0, 0, 1], 0.5, 0.1, 1]} for q in split},
+        "map": {q: [0, tokens, {"mask": ranking, "attribution": ranking}] for q in split},
+    }  # fmt: skip
+
+
+def test_the_report_by_hand(tmp_path, monkeypatch):
+    """Two arms, two seeds: tokens halve, the share of numbers doubles, all else is equal."""
+    (tmp_path / "docs").mkdir()
+    template = (study.ROOT / "docs/study_template.md").read_text(encoding="utf-8")
+    (tmp_path / "docs/study_template.md").write_text(template, encoding="utf-8")
+    kept = tmp_path / "docs/study"
+    kept.mkdir()
+    for module in (study, study_report):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "KEPT", kept)
+    study_report.report()
+    assert "No result yet." in (tmp_path / "docs/study.md").read_text(encoding="utf-8")
+    for seed in (0, 1):
+        study.write(kept / f"a-{seed}.json", whole_run("outcome only", seed, 40, 4))
+        study.write(kept / f"b-{seed}.json", whole_run("length penalty", seed, 20, 8))
+    study.write(kept / "start.json", whole_run("start", 0, 40, 4))
+    study_report.report()
+    text = (tmp_path / "docs/study.md").read_text(encoding="utf-8")
+    assert (kept / "curves.png").stat().st_size > 10_000
+    lines = text.splitlines()
+    same, equal = "50.0 [50.0, 50.0]", "+0.0 [+0.0, +0.0]"
+
+    def row(start, after):
+        place = next(n for n, line in enumerate(lines) if line.startswith("|") and after in line)
+        line = next(line for line in lines[place:] if line.startswith(start))
+        return [part.strip() for part in line.strip("|").split("|")]
+
+    found = row("| length penalty (2)", "| arm (seeds) | accuracy, %")
+    assert found[1:5] == [same, "100.0 [100.0, 100.0]", "20.0 [20.0, 20.0]", "40.0 [40.0, 40.0]"]
+    found = row("| length penalty (2)", "| against outcome only (seeds of both) | accuracy, points")
+    assert found[1] == equal and found[3] == "**-20.0 [-20.0, -20.0]**"
+    assert found[4] == "**+20.0 [+20.0, +20.0]**"  # points
+    found = row("| length penalty (2)", "| against outcome only (seeds of both) | tokens, %")
+    assert found[1:3] == ["**-50.0 [-50.0, -50.0]**", "**+100.0 [+100.0, +100.0]**"]
+    found = row("| outcome only (2)", "pairs of traces: reliance / map")
+    assert found[1:3] == ["-", "-"] and found[-1] == "0 / 0"  # 20 tokens against 40: no pair
+    found = row("| length penalty (2)", "| against start (seeds of both)")
+    assert found[3] == "**-20.0 [-20.0, -20.0]**"
+    assert row("| mask", "| ranking |")[1:] == [
+        "0.900 [0.900, 0.900]", "0.400 [0.400, 0.400]", "-", "0.700 [0.700, 0.700]"
+    ]  # fmt: skip
+    assert "<!--" not in text
+
+
+def test_json_has_no_nan_and_is_whole_or_not_there(tmp_path):
+    with pytest.raises(ValueError):
+        study.write(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_the_arms_are_commands_that_train_py_takes():
@@ -100,11 +196,14 @@ def test_the_arms_are_commands_that_train_py_takes():
 
     configs = {arm: parse_args(study.train_command(arm, 1)[1:]) for arm in study.ARMS}
     assert all(config.seed == 1 for config in configs.values())
-    rewards = {(c.saliency, c.saliency_sign, c.saliency_reduction, c.gate_saliency, c.mask_sparsity,
-                c.shuffle_saliency, c.saliency_weight) for c in configs.values()}  # fmt: skip
-    assert len(rewards) == len(study.ARMS)  # no arm twice
-    same = {(c.lr, c.steps, c.questions, c.rollouts, c.mask_steps) for c in configs.values()}
-    assert len(same) == 1
+    assert len(set(configs.values())) == len(study.ARMS)  # no arm twice
+    free = {"saliency", "saliency_sign", "saliency_reduction", "saliency_weight", "gate_saliency",
+            "mask_sparsity", "shuffle_saliency"}  # fmt: skip
+    common = [
+        {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+        for config in configs.values()
+    ]
+    assert all(settings == common[0] for settings in common)
 
 
 def rollouts(layers):
@@ -168,3 +267,4 @@ def test_rewards_are_ranked_within_their_question():
     assert table["short"]["stop words"]["value"] is None
     text = sign.markdown(table)
     assert "| short | -1.00 [-1.00, -1.00] |" in text and "| - |" in text
+    assert text.startswith("| reward | length (3) | numbers (3) | stop words (0) |")
