@@ -135,12 +135,16 @@ def nearest_lengths(one: list[dict], other: list[dict], tolerance: float) -> lis
     for a in one:
         for b in by_problem.get(a["id"], []):
             lengths = len(a["reasoning"]), len(b["reasoning"])
-            apart = abs(lengths[0] - lengths[1])
-            if apart > max(SLACK, tolerance * max(lengths)):
+            if not near(*lengths, tolerance):
                 continue
-            candidate = (apart, a["sample"], b["sample"])
+            candidate = (abs(lengths[0] - lengths[1]), a["sample"], b["sample"])
             best[a["id"]] = min(best.get(a["id"], candidate), candidate)
     return [((problem, a), (problem, b)) for problem, (_, a, b) in best.items()]
+
+
+def near(one: int, other: int, tolerance: float) -> bool:
+    """Whether two traces of so many tokens are about equally long (see above)."""
+    return abs(one - other) <= max(SLACK, tolerance * max(one, other))
 
 
 def matched_traces(before: Arm, after: Arm, tolerance: float) -> Matched:

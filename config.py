@@ -102,6 +102,10 @@ class Config:
     keep: int = option(2, "how many of those to keep", least=1)
     spacy_model: str | None = option(None, "trained spaCy pipeline; default: blank English")
 
+    @property
+    def learns_masks(self) -> bool:
+        return self.saliency in ("mask", "attribution")
+
     def mask(self) -> MaskConfig:
         """The mask optimisation's part. paper silent: fewer steps go as far, at a larger rate."""
         rate = {"lr": self.mask_lr} if self.mask_lr else {}

@@ -305,11 +305,10 @@ def count(config, split: str) -> int:
 def shares(plan: Plan, world_size: int) -> dict[str, tuple[int, int]]:
     """By phase: rollouts of a rank with a full share, and how many of them at a time."""
     config, share = plan.config, -(-plan.rollouts // world_size)
-    masked = 0 if config.saliency in ("length", "none") else share
     samples = -(-plan.heldout // world_size) * config.eval_samples
     return {
         "sampling": (share, share),
-        "masks": (masked, min(config.mask_batch, share)),
+        "masks": (share if config.learns_masks else 0, min(config.mask_batch, share)),
         "policy": (share, min(config.micro_batch, share)),
         "evaluation": (samples, min(config.eval_batch, samples)),
     }

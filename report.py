@@ -154,17 +154,28 @@ def what_it_is(run: dict | None) -> str:
     """An arm in a few words."""
     if not run:
         return "as it is: no metrics.jsonl beside it, so no training run is known"
-    saliency = run["config"].get("saliency")
-    if saliency is None:
+    config, part = run["config"], part_of(run)
+    if part is None:
         return "trained; its config.json names no saliency"
-    if saliency == "none":
+    if part == "baseline":
         return "baseline: trained with the outcome reward only"
-    weight = run["config"].get("saliency_weight")
-    if saliency == "length":
-        return f"control: trained with outcome and a length penalty, weight {weight}"
-    if run["config"].get("shuffle_saliency"):
-        return f"control: trained with outcome and shuffled {saliency} saliency, weight {weight}"
-    return f"AtManRL: trained with outcome and {saliency} saliency, weight {weight}"
+    saliency = f"{config['saliency']} saliency"
+    if config["saliency"] == "length":
+        saliency = "a length penalty"
+    elif config.get("shuffle_saliency"):
+        saliency = f"shuffled {saliency}"
+    return f"{part}: trained with outcome and {saliency}, weight {config.get('saliency_weight')}"
+
+
+def part_of(run: dict | None) -> str | None:
+    """An arm's part in a comparison; None where its training, or its saliency, is not known."""
+    config = (run or {}).get("config") or {}
+    saliency = config.get("saliency")
+    if saliency is None:
+        return None
+    if saliency == "none":
+        return "baseline"
+    return "control" if saliency == "length" or config.get("shuffle_saliency") else "AtManRL"
 
 
 def train_command(config: dict) -> str:
@@ -537,9 +548,8 @@ def labels(results: dict) -> dict[str, str]:
     """Each arm's name with its number, which is short where the name is long, and its part."""
     found = {}
     for n, (name, entry) in enumerate(results["models"].items(), 1):
-        what = what_it_is(entry.get("run")).partition(":")
-        part = f" ({what[0]})" if what[0] in ("AtManRL", "baseline", "control") else ""
-        found[name] = f"{n}. {name}{part}"
+        part = part_of(entry.get("run"))
+        found[name] = f"{n}. {name}" + (f" ({part})" if part else "")
     return found
 
 

@@ -326,7 +326,7 @@ def learn_saliency(model, tokenizer, rollouts, config: Config, bar, prefill=None
     if config.saliency == "length":
         for rollout in valid:
             rollout.saliency = -len(rollout.trace.reasoning) / 100
-    if config.saliency in ("length", "none"):
+    if not config.learns_masks:
         return
     mask_config = config.mask()
     valid.sort(key=lambda rollout: len(rollout.completion))  # neighbours in length: less padding

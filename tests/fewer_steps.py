@@ -89,9 +89,14 @@ def mean_and_half_width(values: list[float]) -> tuple[float, float, int]:
     return float(np.mean(values)), float(half), len(values)
 
 
-def sample(model, tokenizer, questions: int, rollouts: int, seed: int, bar: Progress) -> list[dict]:
-    """evaluate's records of valid traces with their trace and labels, sorted by length."""
-    problems = load_problems("micro", "heldout", limit=questions)
+def sample(
+    model, tokenizer, questions: int, rollouts: int, seed: int, bar: Progress, first: int = 0
+) -> list[dict]:
+    """evaluate's records of valid traces with their trace and labels, sorted by length.
+
+    Of the held-out questions first, first + 1, ...
+    """
+    problems = load_problems("micro", "heldout", limit=first + questions)[first:]
     count = bar.phase("sampling", questions * rollouts)
     records = evaluate(
         model, tokenizer, problems, "micro",

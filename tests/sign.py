@@ -22,9 +22,9 @@ import json
 import torch
 
 import bootstrap
-from atman import MaskConfig, answer_loss, frozen, pack, rollout_saliency
+from atman import MaskConfig, MaskResult, answer_loss, frozen, pack, rollout_saliency
 from cache import Prefill
-from data import load_problems, micro_task
+from data import micro_task
 from data.prompts import Tokenizer
 from data.traces import gold_tail
 from faithfulness import optimize_traces
@@ -99,9 +99,8 @@ def smaller_mask(model, rows, tails, kind: str, config: MaskConfig, count) -> to
             (mask.grad,) = torch.autograd.grad(loss, mask)
             optimizer.step()
             count(len(rows))
-    restored = (1 - mask.detach().clamp(max=0) / config.init) * entries
-    tokens = restored.sum(1) / entries.sum(1).clamp(min=1)  # (B, T)
-    return tokens.sum(1) / columns.sum(1)
+    # Only mask and region are read for this kind of saliency.
+    return rollout_saliency(MaskResult(mask.detach(), entries, None, None), config)
 
 
 def describe(records) -> list[dict]:
@@ -129,14 +128,7 @@ def describe(records) -> list[dict]:
 
 def measure(model, tokenizer, first: int, questions: int, rollouts: int, bar) -> list[dict]:
     """Rows of id, PROPERTIES and rewards: held-out questions first, first + 1, ..."""
-    ids = (
-        {problem.id for problem in load_problems("micro", "heldout", limit=first)} if first else ()
-    )
-    records = [
-        record
-        for record in sample(model, tokenizer, first + questions, rollouts, 0, bar)
-        if record["id"] not in ids
-    ]
+    records = sample(model, tokenizer, questions, rollouts, 0, bar, first)
     steps = PAPER.steps + 3 * SHORT.steps + 1
     count = bar.phase("masks", steps * len(records), unit="step")
     rows = []

@@ -28,6 +28,7 @@ import torch
 
 from config import parse_args
 from faithfulness import TOP_SHARES
+from report import write_whole
 from table1 import WORDS, counts_by_text, load_spacy
 
 ROOT = Path(__file__).parent.parent
@@ -156,9 +157,8 @@ def evaluate(sitting: Sitting, model, out: Path, evaluation: str) -> None:
 
 
 def write(path: Path, content: dict) -> None:
-    part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
-    os.replace(part, path)
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
 
 
 # --------------------------------------------------------------------------- what is kept of it

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bootstrap import Ratios
-from compare import SLACK, nearest_lengths, reliance_ratios
+from compare import near, nearest_lengths, reliance_ratios
 from table1 import WORDS, table1_ratios
 from tests import sign
 from tests.study import ARMS, EVALUATIONS, KEPT, ROOT, SECONDS, UPDATE, train_command
@@ -83,11 +83,14 @@ def interval(one: Seeds, less: Seeds | None = None, relative=False, draws: int =
     }
 
 
-def load(arm: str) -> dict[int, dict]:
-    """seed -> what is kept of that run."""
-    found = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))
-             if not path.name.startswith("sign-")]  # fmt: skip
-    return {run["seed"]: run for run in found if run["arm"] == arm}
+def load() -> dict[str, dict[int, dict]]:
+    """arm -> seed -> what is kept of that run; the start and ARMS, in their order."""
+    arms: dict[str, dict[int, dict]] = {name: {} for name in ("start", *ARMS)}
+    for path in sorted(KEPT.glob("*.json")):
+        if not path.name.startswith("sign-"):
+            run = json.loads(path.read_text())
+            arms[run["arm"]][run["seed"]] = run
+    return {name: runs for name, runs in arms.items() if runs}
 
 
 def table1_of(run: dict, split: str) -> dict[str, dict]:
@@ -160,19 +163,15 @@ def matched(runs: dict[int, dict], others: dict[int, dict]) -> tuple[dict, dict]
             for run in pair
         ]  # fmt: skip
         keys = nearest_lengths(*records, TOLERANCE)
-        near = {
+        tested = {
             problem
             for problem in pair[0]["map"].keys() & pair[1]["map"].keys()
-            if close(*(run["map"][problem][1] for run in pair))
+            if near(*(run["map"][problem][1] for run in pair), TOLERANCE)
         }
         for n, (side, run) in enumerate(zip(sides, pair, strict=True)):
             rows = reliance_rows(run, {key[n] for key in keys})
-            side[seed] = reliance_ratios(rows) | map_of(run, near)
+            side[seed] = reliance_ratios(rows) | map_of(run, tested)
     return tuple(map(by_measure, sides))
-
-
-def close(one: int, other: int) -> bool:
-    return abs(one - other) <= max(SLACK, TOLERANCE * max(one, other))
 
 
 # ------------------------------------------------------------------------------------ the report
@@ -312,8 +311,8 @@ def costs_table(arms: dict[str, dict]) -> str:
         # Others were at work on the machine: the fast updates tell most about the arm.
         seconds = [f"{np.quantile(updates[:, UPDATE.index(key)], 0.1):.1f}" for key in SECONDS]
         spread, clipped = (
-            f"{np.nanmean(updates[:, UPDATE.index(key)]):.{digits}f}"
-            for key, digits in (("saliency_spread", 3), ("clip_fraction", 3))
+            f"{np.nanmean(updates[:, UPDATE.index(key)]):.3f}"
+            for key in ("saliency_spread", "clip_fraction")
         )
         rows.append([f"{name} ({len(runs)})", *seconds, spread, clipped])
     heads = ["sampling, s", "masks, s", "policy, s", "spread of the saliency in a group", "clipped"]
@@ -353,8 +352,7 @@ def report() -> None:
     rows = [
         row for path in sorted(KEPT.glob("sign-*.json")) for row in json.loads(path.read_text())
     ]
-    arms = {name: load(name) for name in ("start", *ARMS)}
-    arms = {name: runs for name, runs in arms.items() if runs}
+    arms = load()
     trained = {name: runs for name, runs in arms.items() if name != "start"}
     if "start" in arms:  # one checkpoint, which every seed began with
         (start,) = arms["start"].values()
