@@ -49,17 +49,17 @@ class Config:
     saliency_weight: float = option(1.0, "weight of the saliency reward", least=0)
     saliency_sign: str = option("restored", "sign of the mask saliency", ("restored", "literal"))
     saliency_reduction: str = option(
-        "mean", "attribution of a trace as one number", ("even", "mean", "share", "sum")
+        "share", "attribution of a trace as one number", ("even", "mean", "share", "sum")
     )
-    gate_saliency: bool = option(False, "pay saliency to correct rollouts only")
+    gate_saliency: bool = option(True, "pay saliency to correct rollouts only")
     shuffle_saliency: bool = option(
         False, "a control: deal each group's saliencies out among its rollouts by chance"
     )
     # the mask
-    mask_steps: int = option(5, "optimisation steps per mask", least=1)
+    mask_steps: int = option(10, "optimisation steps per mask", least=1)
     mask_lr: float | None = option(None, "rate of those steps; default: 0.2 / steps", above=0)
     mask_memory: str = option(
-        "steps",
+        "path",
         "AdamW's betas in those steps: the paper's (steps), or raised to the power 200 / steps, so "
         "that fewer steps remember as long a part of the path (path)",
         ("steps", "path"),
@@ -75,7 +75,7 @@ class Config:
     micro_batch: int = option(16, "rollouts per forward of the policy update", least=1)
     lr: float = option(2e-4, "rate of the policy update, constant", above=0)
     clip_eps: float = option(0.2, "clipping range of the ratio", above=0)
-    ratio: str = option("sequence", "ratio over the sequence or per token", ("sequence", "token"))
+    ratio: str = option("token", "ratio over the sequence or per token", ("sequence", "token"))
     temperature: float = option(1.0, "of the rollouts; the policy is scored at the same", above=0)
     max_new_tokens: int = option(200, "longest rollout; longer ones are cut and wrong", least=1)
     precision: str | None = option(
@@ -89,7 +89,7 @@ class Config:
     logit_chunk: int = option(
         0, "positions of a policy pass whose logits are in memory at a time, 0 for all", least=0
     )
-    steps: int | None = option(40, "number of updates", least=0)
+    steps: int | None = option(50, "number of updates", least=0)
     epochs: int | None = option(None, "passes over the questions, in place of --steps", least=1)
     # evaluation
     eval_problems: int = option(300, "held-out problems before and after training", least=1)

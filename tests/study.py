@@ -33,8 +33,12 @@ from table1 import WORDS, counts_by_text, load_spacy
 
 ROOT = Path(__file__).parent.parent
 KEPT, RUNS = ROOT / "docs/study", ROOT / "runs/study"
-COMMON = "--steps 50 --ratio token --mask-steps 20 --mask-memory path --save-every 5 --keep 1"
+COMMON = (  # with all that the micro preset may come to say differently
+    "--steps 50 --ratio token --lr 2e-4 --saliency-weight 1 --saliency-reduction mean "
+    "--no-gate-saliency --mask-steps 20 --mask-memory path --save-every 5 --keep 1"
+)
 LENGTH_WEIGHT = 0.38  # of the length penalty: its mean length is attribution mean's
+GATED_LENGTH_WEIGHT = 0.8  # its mean length is the micro preset's
 CORE = {
     "outcome only": "--saliency none",
     "mask restored": "--saliency mask",
@@ -43,13 +47,31 @@ CORE = {
     "length penalty": f"--saliency length --saliency-weight {LENGTH_WEIGHT}",
     "shuffled": "--saliency attribution --saliency-reduction mean --shuffle-saliency",
 }
-RECOMMENDED = "share, gated"
+DEFAULT = "micro preset"  # what the study recommends: train.py as it is
 ARMS = CORE | {
-    RECOMMENDED: "--saliency attribution --saliency-reduction share --gate-saliency",
+    DEFAULT: "",
+    "share, gated": "--saliency attribution --saliency-reduction share --gate-saliency",
     "mask literal": "--saliency mask --saliency-sign literal",
     "mask sparse": "--saliency mask --mask-sparsity 1e-3",
     "attribution share": "--saliency attribution --saliency-reduction share",
-    "length, gated": f"--saliency length --saliency-weight {LENGTH_WEIGHT} --gate-saliency",
+    "length, gated": f"--saliency length --saliency-weight {GATED_LENGTH_WEIGHT} --gate-saliency",
+}
+# Tried on the way to the micro preset, once each, and judged by train.py's own last evaluation.
+SLOWER = "--steps 60 --lr 1e-4 --ratio sequence --mask-steps 5 --mask-memory steps"
+FASTER = "--steps 40 --lr 2e-4 --ratio sequence --mask-steps 5 --mask-memory steps"
+TOKEN = "--steps 50 --lr 2e-4 --ratio token --mask-steps 10 --mask-memory path"
+PAID_RIGHT = "--saliency attribution --gate-saliency --saliency-reduction"
+PILOTS = {
+    "outcome only, slower": f"{SLOWER} --steps 40 --saliency none",
+    "outcome only, per token": f"{TOKEN} --steps 40 --saliency none",
+    "mean, gated": f"{FASTER} {PAID_RIGHT} mean --saliency-weight 1",
+    "mean, gated, slower, weight 2": f"{SLOWER} {PAID_RIGHT} mean --saliency-weight 2",
+    "share, gated, per sequence": f"{FASTER} {PAID_RIGHT} share --saliency-weight 1",
+    "share, gated, slower": f"{SLOWER} {PAID_RIGHT} share --saliency-weight 1",
+    "share, gated, weight 4": f"{TOKEN} {PAID_RIGHT} share --saliency-weight 4",
+    "share, gated, 100 updates": f"{TOKEN} {PAID_RIGHT} share --saliency-weight 0.5 --steps 100",
+    "share, gated, 32 questions": f"{TOKEN} {PAID_RIGHT} share --saliency-weight 2 --questions 32",
+    "even, gated, weight 2": f"{TOKEN} {PAID_RIGHT} even --saliency-weight 2 --mask-steps 20",
 }
 EVALUATIONS = {  # name: eval.py's flags; the second one's samples are among the first's
     "heldout": "--limit 300 --faithfulness off",
@@ -61,6 +83,15 @@ SIGN_SHARDS, SIGN_QUESTIONS = 8, 25
 
 def slug(arm: str, seed: int) -> str:
     return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def train_command(arm: str, seed: int) -> list[str]:
+    """Of an arm or of a pilot."""
+    if arm in PILOTS:
+        flags = PILOTS[arm]
+    else:
+        flags = "" if arm == DEFAULT else f"{COMMON} {ARMS[arm]}"
+    return ["train.py", *flags.split(), "--seed", str(seed)]
 
 
 # ------------------------------------------------------------------------------------ the work
@@ -120,15 +151,9 @@ def sign_shard(sitting: Sitting, number: int) -> None:
         os.replace(part, out)
 
 
-def train_command(arm: str, seed: int) -> list[str]:
-    return ["train.py", *COMMON.split(), *ARMS[arm].split(), "--seed", str(seed)]
-
-
-def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
-    name = slug(arm, seed)
-    out, folder = KEPT / f"{name}.json", RUNS / name
-    if out.exists():
-        return
+def train(sitting: Sitting, arm: str, seed: int, name: str) -> Path:
+    """The finished run's folder."""
+    folder = RUNS / name
     if (folder / "checkpoint").exists():
         saved = json.loads((folder / "config.json").read_text())
         wanted = dataclasses.asdict(parse_args(train_command(arm, seed)[1:]))
@@ -137,9 +162,25 @@ def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
     else:
         command = [*train_command(arm, seed), "--out", folder, "--resume", "auto"]
         sitting.run(command, RUNS / f"{name}.log")
-    for evaluation in EVALUATIONS:
-        evaluate(sitting, folder / "checkpoint", RUNS / f"{name}-{evaluation}", evaluation)
-    write(out, {"arm": arm, "seed": seed, **read_training(folder), **read_evaluations(name)})
+    return folder
+
+
+def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
+    name = slug(arm, seed)
+    out = KEPT / f"{name}.json"
+    if not out.exists():
+        folder = train(sitting, arm, seed, name)
+        for evaluation in EVALUATIONS:
+            evaluate(sitting, folder / "checkpoint", RUNS / f"{name}-{evaluation}", evaluation)
+        write(out, {"arm": arm, "seed": seed, **read_training(folder), **read_evaluations(name)})
+
+
+def run_pilot(sitting: Sitting, pilot: str) -> None:
+    name = f"pilot-{slug(pilot, 0)}"
+    out = KEPT / f"{name}.json"
+    if not out.exists():
+        folder = train(sitting, pilot, 0, name)
+        write(out, {"pilot": pilot, "seed": 0, **read_training(folder)})
 
 
 def evaluate_start(sitting: Sitting) -> None:
@@ -166,20 +207,18 @@ def write(path: Path, content: dict) -> None:
 SECONDS = ("seconds_sampling", "seconds_masks", "seconds_policy")
 UPDATE = ("step", "outcome", "saliency", "saliency_spread", "no_signal", "length", "clip_fraction")
 UPDATE += SECONDS
+EVAL = ("problems", "pass@1", "pass@4", "tokens", "numbers", "stop_words")
 
 
 def read_training(folder: Path) -> dict:
-    """config; updates: UPDATE of each; evals: step, problems, pass@1, pass@4, tokens."""
+    """config; updates: UPDATE of each; evals: step and EVAL of each."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if "outcome" in line]
     evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     return {
         "config": json.loads((folder / "config.json").read_text()) | {"out": None},
         "updates": [[round_off(line[key]) for key in UPDATE] for line in updates],
-        "evals": [
-            [step, *(round_off(found[key]) for key in ("problems", "pass@1", "pass@4", "tokens"))]
-            for step, found in evals
-        ],
+        "evals": [[step, *(round_off(found[key]) for key in EVAL)] for step, found in evals],
     }
 
 
@@ -238,7 +277,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of every arm")
     parser.add_argument(
         "--arms", nargs="*", default=["all"], metavar="ARM",
-        help=f"all, core (the first {len(CORE)}), or some of: {', '.join(map(repr, ARMS))}",
+        help=f"all, core (the first {len(CORE)}), pilots (which take seed 0 alone), or some of: "
+        f"{', '.join(map(repr, ARMS))}; {', '.join(map(repr, PILOTS))}",
     )  # fmt: skip
     parser.add_argument(
         "--minutes", type=float, default=100, help="stop after that; what ran goes on next time"
@@ -246,11 +286,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--no-sign", action="store_true", help="leave the sign experiment out")
     args = parser.parse_args()
-    groups = {"all": list(ARMS), "core": list(CORE)}
+    groups = {"all": [*ARMS, *PILOTS], "core": list(CORE), "pilots": list(PILOTS)}
     arms = [arm for name in args.arms for arm in groups.get(name, [name])]
     for arm in arms:
-        if arm not in ARMS:
-            parser.error(f"--arms {arm}: choose all, core, or of {', '.join(map(repr, ARMS))}")
+        if arm not in groups["all"]:
+            parser.error(
+                f"--arms {arm}: choose {', '.join(groups)}, or of "
+                f"{', '.join(map(repr, groups['all']))}"
+            )
     torch.set_num_threads(1)
     KEPT.mkdir(parents=True, exist_ok=True)
     sitting = Sitting(time.time() + 60 * args.minutes)
@@ -259,12 +302,13 @@ def main() -> None:
         jobs += [(sign_shard, f"sign, part {shard}", shard) for shard in range(SIGN_SHARDS)]
     jobs.append((evaluate_start, "start"))
     # The core arms of all seeds before the others: what is missing is missing for all.
-    first = [*CORE, RECOMMENDED]
+    first = [*CORE, DEFAULT]
     for group in (
         [a for a in first if a in arms],
         [a for a in ARMS if a in arms and a not in first],
     ):
         jobs += [(run_arm, f"{a}, seed {seed}", a, seed) for seed in args.seeds for a in group]
+    jobs += [(run_pilot, f"pilot: {a}", a) for a in PILOTS if a in arms]
     pool = ThreadPoolExecutor(args.workers)
     try:
         for job in jobs:

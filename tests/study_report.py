@@ -7,6 +7,8 @@ is computed here from docs/study/*.json.
 """
 
 import json
+import math
+import random
 import shlex
 from pathlib import Path
 
@@ -14,10 +16,25 @@ import numpy as np
 
 from bootstrap import Ratios
 from compare import near, nearest_lengths, reliance_ratios
-from table1 import WORDS, table1_ratios
+from data import micro_task
+from data.prompts import Tokenizer
+from table1 import WORDS, counts_by_text, load_spacy, table1_ratios
 from tests import sign
-from tests.study import ARMS, EVALUATIONS, KEPT, ROOT, SECONDS, UPDATE, train_command
+from tests.study import (
+    ARMS,
+    DEFAULT,
+    EVAL,
+    EVALUATIONS,
+    KEPT,
+    PILOTS,
+    ROOT,
+    SECONDS,
+    UPDATE,
+    train_command,
+)
 
+MICRO = ROOT / "data/micro"
+TERSEST = "tersest trace"  # no arm: what the words and lengths of an arm can come to
 MAP_TESTS = ("comprehensiveness", "sufficiency", "auroc", "auroc no punctuation")
 TOLERANCE = 0.1  # how far apart matched lengths may be, a share of the longer: eval.py's default
 
@@ -87,10 +104,17 @@ def load() -> dict[str, dict[int, dict]]:
     """arm -> seed -> what is kept of that run; the start and ARMS, in their order."""
     arms: dict[str, dict[int, dict]] = {name: {} for name in ("start", *ARMS)}
     for path in sorted(KEPT.glob("*.json")):
-        if not path.name.startswith("sign-"):
+        if not path.name.startswith(("sign-", "pilot-")):
             run = json.loads(path.read_text())
             arms[run["arm"]][run["seed"]] = run
     return {name: runs for name, runs in arms.items() if runs}
+
+
+def load_pilots() -> dict[str, dict]:
+    """pilot -> what is kept of it, in the order of PILOTS."""
+    runs = [json.loads(path.read_text()) for path in sorted(KEPT.glob("pilot-*.json"))]
+    found = {run["pilot"]: run for run in runs}
+    return {name: found[name] for name in PILOTS if name in found}
 
 
 def table1_of(run: dict, split: str) -> dict[str, dict]:
@@ -127,6 +151,27 @@ def map_of(run: dict, chosen=None) -> dict[str, dict]:
                 if value is not None:
                     ratios.setdefault(f"{test}/{ranking}", {})[problem] = (value, 1.0)
     return ratios
+
+
+def tersest_trace(problem: micro_task.MicroProblem) -> str:
+    """The shortest that the generator writes: one bare equation a step, two where it must first be
+    found how much. Half of its draws are careful, in smaller steps; of 16 the shortest is not.
+    """
+    draws = (micro_task.write_trace(problem, random.Random(n), verbosity=0) for n in range(16))
+    return min(draws, key=len)
+
+
+def tersest(count: int) -> dict[str, Ratios]:
+    """Table 1, but for accuracy, of the tersest traces of the first held-out problems."""
+    problems, tokenizer = micro_task.load("heldout", count), Tokenizer.from_directory(MICRO)
+    texts = [tersest_trace(problem) for problem in problems]
+    records = [
+        {"id": p.id, "sample": 0, "correct": True, "truncated": False, "no_delimiter": False,
+         "reasoning": tokenizer.encode(f"{text}\n")}
+        for p, text in zip(problems, texts, strict=True)
+    ]  # fmt: skip
+    found = table1_ratios(records, counts_by_text(texts, load_spacy(None)))
+    return {key: ratios for key, ratios in found.items() if key != "pass@1"}
 
 
 def by_measure(found: dict[int, dict[str, dict]]) -> dict[str, Seeds]:
@@ -194,6 +239,8 @@ FAITHFULNESS = {
     "auroc no punctuation/mask": ("mask map: AUROC, no punctuation", False),
 }  # fmt: skip
 
+BOUNDS = {"truncation": 0.9, "necessity": math.log(2)}  # of the others 1, or 0 where less is better
+
 
 def cell(found: dict | None, percent: bool, signed: bool = False) -> str:
     """A value with its interval, in percent or as it is.
@@ -225,7 +272,7 @@ def arms_table(arms: dict[str, dict], measures: dict[str, dict], columns: dict) 
             cell(interval(measures[name][key]), percent) if key in measures[name] else "-"
             for key, (_, percent) in columns.items()
         ]
-        rows.append([f"{name} ({len(runs)})" if name != "start" else name, *cells])
+        rows.append([name if name in ("start", TERSEST) else f"{name} ({len(runs)})", *cells])
     return table(["arm (seeds)", *units], rows)
 
 
@@ -237,12 +284,12 @@ def difference_table(measures, names, base: str, columns: dict, relative=False) 
     for name in names:
         if name in (base, "start"):
             continue
-        cells, seeds = [], set(measures[name]["pass@1"]) & set(measures[base]["pass@1"])
+        cells, seeds = [], set(measures[name]["tokens"]) & set(measures[base]["tokens"])
         for key, (_, percent) in columns.items():
             pair = measures[name].get(key), measures[base].get(key)
             found = interval(*pair, relative=relative) if None not in pair else None
             cells.append(cell(found, percent or relative, signed=True))
-        rows.append([f"{name} ({len(seeds)})", *cells])
+        rows.append([name if name == TERSEST else f"{name} ({len(seeds)})", *cells])
     return table([f"against {base} (seeds of both)", *heads], rows)
 
 
@@ -257,6 +304,63 @@ def map_baselines(runs: dict[int, dict]) -> str:
     heads = ["comprehensiveness", "sufficiency (less is better)", "AUROC, all tokens",
              "AUROC, no punctuation"]  # fmt: skip
     return table(["ranking", *heads], rows)
+
+
+def aims_table(measures: dict[str, dict]) -> str:
+    """The default against outcome only, beside what was aimed at and what the task has room for."""
+    aims = {  # measure: (words, whether a relative change, the aim, more is better)
+        "tokens": ("reasoning tokens", True, -0.50, False),
+        "numbers": ("share of numbers", True, 0.60, True),
+        "stop_words": ("share of stop words", True, -0.30, False),
+        "pass@4": ("pass@4, points", False, -0.01, True),
+    }
+    rows = []
+    for key, (title, relative, aim, more) in aims.items():
+        base, here, floor = (measures[name].get(key) for name in ("outcome only", DEFAULT, TERSEST))
+        found = interval(here, base, relative=relative)
+        most = interval(floor, base, relative=relative) if floor else None
+        unit = "%" * relative
+        reached = found["value"] >= aim if more else found["value"] <= aim
+        rows.append([
+            title, f"{'at least' if more else 'at most'} {100 * aim:+.0f}{unit}",
+            cell(found, True, signed=True), "yes" if reached else "no",
+            f"{100 * most['value']:+.1f}{unit}" if most else "-",
+        ])  # fmt: skip
+    heads = [f"{DEFAULT} against outcome only", "aim", "found", "reached", f"the {TERSEST}'s"]
+    return table(heads, rows)
+
+
+def room_table(measures: dict[str, dict], base: str) -> str:
+    """The default's faithfulness less the control's, beside what the control leaves to be won."""
+    rows = []
+    for key, (title, percent) in FAITHFULNESS.items():
+        control = interval(measures[base][key])
+        less = "less is better" in title
+        bound = BOUNDS.get(key, 0.0 if less else 1.0)
+        room = abs(bound - control["value"])
+        found = interval(measures[DEFAULT][key], measures[base][key])
+        won = len(found["seeds"]) > 1 and (found["high"] < 0 if less else found["low"] > 0)
+        scale, form = (100, "{:.1f}") if percent else (1, "{:.3f}")
+        rows.append([
+            title + ", points" * percent, form.format(scale * control["value"]),
+            form.format(scale * room), cell(found, percent, signed=True), "yes" if won else "no",
+        ])  # fmt: skip
+    heads = ["measure", base, "the most to be won", f"{DEFAULT} less {base}", "better for sure"]
+    return table(heads, rows)
+
+
+def pilots_table(pilots: dict[str, dict]) -> str:
+    """What was tried once on the way, by train.py's own last evaluation."""
+    rows = []
+    for name, run in pilots.items():
+        step, *values = run["evals"][-1]
+        found = dict(zip(EVAL, values, strict=True))
+        shares = [f"{100 * found[key]:.1f}" for key in ("pass@1", "pass@4")]
+        words = [f"{100 * found[key]:.1f}" for key in ("numbers", "stop_words")]
+        flags = shlex.join(train_command(name, run["seed"])[1:])
+        rows.append([name, f"`{flags}`", str(step), *shares, f"{found['tokens']:.1f}", *words])
+    heads = ["accuracy, %", "pass@4, %", "tokens", "numbers, %", "stop words, %"]
+    return table(["pilot", "flags of train.py", "updates", *heads], rows)
 
 
 def matched_table(arms: dict[str, dict], base: str) -> str:
@@ -352,7 +456,7 @@ def report() -> None:
     rows = [
         row for path in sorted(KEPT.glob("sign-*.json")) for row in json.loads(path.read_text())
     ]
-    arms = load()
+    arms, pilots = load(), load_pilots()
     trained = {name: runs for name, runs in arms.items() if name != "start"}
     if "start" in arms:  # one checkpoint, which every seed began with
         (start,) = arms["start"].values()
@@ -362,7 +466,7 @@ def report() -> None:
     missing = "No result yet."
     parts = dict.fromkeys(("sign", "arms", "against start", "claims", "against outcome only",
                            "against length penalty", "matched", "faithfulness", "baselines",
-                           "costs"), missing)  # fmt: skip
+                           "costs", "aims", "room", "pilots"), missing)  # fmt: skip
     parts["protocol"] = protocol(trained)
     if rows:
         questions = len({row["id"] for row in rows})
@@ -371,7 +475,10 @@ def report() -> None:
         )
     if trained:
         draw_curves(trained, KEPT / "curves.png")
-        parts["arms"] = arms_table(arms, measures, COLUMNS)
+        asked = max(len(run["heldout"]) for runs in trained.values() for run in runs.values())
+        seeds = sorted({seed for runs in trained.values() for seed in runs})
+        floor = by_measure(dict.fromkeys(seeds, tersest(asked)))
+        parts["arms"] = arms_table(arms | {TERSEST: {}}, measures | {TERSEST: floor}, COLUMNS)
         parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
         parts["costs"] = costs_table(trained)
     if "start" in arms:
@@ -384,9 +491,18 @@ def report() -> None:
                 for columns in (COLUMNS, FAITHFULNESS)
             )
     if "outcome only" in trained:
-        parts["claims"] = difference_table(measures, trained, "outcome only", RELATIVE, True)
+        parts["claims"] = difference_table(
+            measures | {TERSEST: floor}, [*trained, TERSEST], "outcome only", RELATIVE, True
+        )
+    if {DEFAULT, "outcome only"} <= trained.keys():
+        parts["aims"] = aims_table(measures | {TERSEST: floor})
     if "length penalty" in trained:
         parts["matched"] = matched_table(trained, "length penalty")
+    controls = [name for name in ("length, gated", "length penalty") if name in trained]
+    if DEFAULT in trained and controls:
+        parts["room"] = "\n\n".join(room_table(measures, control) for control in controls)
+    if pilots:
+        parts["pilots"] = pilots_table(pilots)
     template = (ROOT / "docs/study_template.md").read_text(encoding="utf-8")
     for key, text in parts.items():
         template = template.replace(f"<!-- {key} -->", text)

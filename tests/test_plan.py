@@ -441,10 +441,12 @@ def test_adamw_is_as_the_table_says(monkeypatch, tmp_path):
     atman.optimize_masks(
         tiny.llama(), *(tiny.ids(n, 4) for n in range(4)), atman.MaskConfig(steps=1)
     )
-    values = plan.settings(planned())
+    values = plan.settings(planned("--preset", "paper"))
     policy, mask = made
     for name in ("betas", "eps", "weight_decay"):
         assert values[f"policy_{name}"] == policy[name] and values[f"mask_{name}"] == mask[name]
+    # The micro preset's masks remember otherwise, and its table says so.
+    assert plan.settings(planned("--preset", "micro"))["mask_betas"] != mask["betas"]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -482,7 +484,7 @@ def test_a_dry_run_of_the_default(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     text = dry_run(monkeypatch, capsys, "--dry-run", "--device", "cpu")
     assert "data/micro, 889,984 weights, world size 1" in text
-    assert "10,000 questions, 40 updates" in text and "5 evaluations" in text
+    assert "10,000 questions, 50 updates" in text and "6 evaluations" in text
     assert max(map(len, text.splitlines())) <= 100
     timed = re.search(r"CPU threads, (\S+) GFLOP/s, (\S+) GB/s, just timed", text)
     assert all(0 < float(rate.replace(",", "")) < 1e6 for rate in timed.groups())

@@ -1,6 +1,7 @@
 """The study's arithmetic: intervals over seeds and questions, matched pairs, smaller masks."""
 
 import dataclasses
+import json
 import types
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 
 import bootstrap
 from atman import MaskConfig, optimize_masks, token_saliency
+from config import parse_args
+from data import micro_task
 from table1 import WORDS, table1_ratios
 from tests import sign, study, study_report, tiny
 
@@ -156,7 +159,11 @@ def test_the_report_by_hand(tmp_path, monkeypatch):
     for seed in (0, 1):
         study.write(kept / f"a-{seed}.json", whole_run("outcome only", seed, 40, 4))
         study.write(kept / f"b-{seed}.json", whole_run("length penalty", seed, 20, 8))
+        study.write(kept / f"c-{seed}.json", whole_run(study.DEFAULT, seed, 16, 6))
     study.write(kept / "start.json", whole_run("start", 0, 40, 4))
+    pilot = {"pilot": "mean, gated", "seed": 0, "updates": []}
+    pilot["evals"] = [[0, 300, 0.5, 0.9, 60, 0.3, 0.2], [40, 300, 0.75, 0.875, 30.25, 0.4, 0.05]]
+    study.write(kept / "pilot-mean-gated-0.json", pilot)
     study_report.report()
     text = (tmp_path / "docs/study.md").read_text(encoding="utf-8")
     assert (kept / "curves.png").stat().st_size > 10_000
@@ -182,7 +189,38 @@ def test_the_report_by_hand(tmp_path, monkeypatch):
     assert row("| mask", "| ranking |")[1:] == [
         "0.900 [0.900, 0.900]", "0.400 [0.400, 0.400]", "-", "0.700 [0.700, 0.700]"
     ]  # fmt: skip
+    # Half of the samples of every question are right, so that pass@4 is 100%, as before.
+    found = row("| reasoning tokens", "| micro preset against outcome only | aim")
+    assert found[1:4] == ["at most -50%", "**-60.0 [-60.0, -60.0]**", "yes"]
+    found = row("| share of numbers", "| micro preset against outcome only | aim")
+    assert found[1:4] == ["at least +60%", "**+50.0 [+50.0, +50.0]**", "no"]
+    found = row("| share of stop words", "| micro preset against outcome only | aim")
+    assert found[1:4] == ["at most -30%", equal, "no"]
+    found = row("| pass@4, points", "| micro preset against outcome only | aim")
+    assert found[1:4] == ["at least -1", equal, "yes"]
+    rooms = "| measure | length penalty | the most to be won"
+    assert row("| truncation", rooms)[1:] == ["0.900", "0.000", "+0.000 [+0.000, +0.000]", "no"]
+    assert row("| knockout, reasoning", rooms)[1:3] == ["0.500", "0.193"]
+    assert row("| knockout, prompt", rooms)[1:3] == ["0.100", "0.100"]
+    assert row("| corruption", rooms)[1:3] == ["100.0", "0.0"]
+    found = row("| mean, gated", "| pilot | flags of train.py")
+    assert found[2:] == ["40", "75.0", "87.5", "30.2", "40.0", "5.0"]
+    assert "--gate-saliency" in found[1] and found[1].endswith("--seed 0`")
     assert "<!--" not in text
+
+
+def test_the_tersest_trace_is_one_bare_equation_a_step():
+    """And two where it must first be found how much; nothing that its labels call decoration."""
+    for problem in micro_task.load("heldout", 40):
+        text = study_report.tersest_trace(problem)
+        assert text.count("=") == sum(2 if step.groups else 1 for step in problem.steps)
+        labels = micro_task.label_characters(text, problem.answer)
+        words = {c for c, label in zip(text, labels, strict=True) if label != micro_task.COMPUTING}
+        assert words <= {" ", "."}
+    found = study_report.tersest(1)
+    ((tokens, samples),) = found["tokens"].values()
+    # 2 * $2 = $4. $15 - $4 = $11. $11 * 2 = $22. $22 - $3 = $19.
+    assert (tokens, samples) == (41, 1) and "pass@1" not in found
 
 
 def test_json_has_no_nan_and_is_whole_or_not_there(tmp_path):
@@ -192,18 +230,31 @@ def test_json_has_no_nan_and_is_whole_or_not_there(tmp_path):
 
 
 def test_the_arms_are_commands_that_train_py_takes():
-    from config import parse_args
-
     configs = {arm: parse_args(study.train_command(arm, 1)[1:]) for arm in study.ARMS}
     assert all(config.seed == 1 for config in configs.values())
     assert len(set(configs.values())) == len(study.ARMS)  # no arm twice
+    assert study.train_command(study.DEFAULT, 2) == ["train.py", "--seed", "2"]
     free = {"saliency", "saliency_sign", "saliency_reduction", "saliency_weight", "gate_saliency",
             "mask_sparsity", "shuffle_saliency"}  # fmt: skip
-    common = [
-        {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
-        for config in configs.values()
-    ]
-    assert all(settings == common[0] for settings in common)
+    common = {
+        arm: {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+        for arm, config in configs.items()
+    }
+    default = common.pop(study.DEFAULT)
+    assert all(settings == common["outcome only"] for settings in common.values())
+    cheaper = {"mask_steps": 20, "save_every": 5, "keep": 1}  # none of these steers an update
+    assert default | cheaper == common["outcome only"]
+
+
+@pytest.mark.parametrize("path", sorted(study.KEPT.glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_kept_is_of_the_command_that_the_study_prints(path):
+    if path.name.startswith(("sign-", "start")):
+        pytest.skip("no training run")
+    run = json.loads(path.read_text(encoding="utf-8"))
+    name = run.get("arm") or run["pilot"]
+    wanted = dataclasses.asdict(parse_args(study.train_command(name, run["seed"])[1:]))
+    assert wanted | run["config"] == wanted  # runs of old lack settings that are of younger date
+    assert len(run["updates"]) == wanted["steps"] and run["updates"][-1][0] == wanted["steps"]
 
 
 def rollouts(layers):
