@@ -46,17 +46,17 @@ class Config:
         "saliency reward; length is a control, minus the reasoning's tokens / 100",
         ("mask", "attribution", "length", "none"),
     )
-    saliency_weight: float = option(1.0, "weight of the saliency reward", least=0)
+    saliency_weight: float = option(2.0, "weight of the saliency reward", least=0)
     saliency_sign: str = option("restored", "sign of the mask saliency", ("restored", "literal"))
     saliency_reduction: str = option(
-        "share", "attribution of a trace as one number", ("even", "mean", "share", "sum")
+        "even", "attribution of a trace as one number", ("even", "mean", "share", "sum")
     )
     gate_saliency: bool = option(True, "pay saliency to correct rollouts only")
     shuffle_saliency: bool = option(
         False, "a control: deal each group's saliencies out among its rollouts by chance"
     )
     # the mask
-    mask_steps: int = option(10, "optimisation steps per mask", least=1)
+    mask_steps: int = option(20, "optimisation steps per mask", least=1)
     mask_lr: float | None = option(None, "rate of those steps; default: 0.2 / steps", above=0)
     mask_memory: str = option(
         "path",

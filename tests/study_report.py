@@ -6,6 +6,7 @@ docs/study_template.md holds the words, with a mark where each table goes; every
 is computed here from docs/study/*.json.
 """
 
+import dataclasses
 import json
 import math
 import random
@@ -16,12 +17,14 @@ import numpy as np
 
 from bootstrap import Ratios
 from compare import near, nearest_lengths, reliance_ratios
+from config import parse_args
 from data import micro_task
 from data.prompts import Tokenizer
 from table1 import WORDS, counts_by_text, load_spacy, table1_ratios
 from tests import sign
 from tests.study import (
     ARMS,
+    COMMON,
     DEFAULT,
     EVAL,
     EVALUATIONS,
@@ -349,6 +352,21 @@ def room_table(measures: dict[str, dict], base: str) -> str:
     return table(heads, rows)
 
 
+def beside_common(pilot: str) -> str:
+    """The flags in which a pilot differs from outcome only."""
+    mine, common = (
+        dataclasses.asdict(parse_args(train_command(name, 0)[1:]))
+        for name in (pilot, "outcome only")
+    )
+    flags = []
+    for key in mine.keys() - {"save_every", "keep"}:  # which steer nothing
+        flag, value = key.replace("_", "-"), mine[key]
+        if value != common[key]:
+            own = [f"--{flag}"] if value is True else [f"--no-{flag}"] if value is False else []
+            flags.append(own or [f"--{flag}", f"{value:g}" if isinstance(value, float) else value])
+    return shlex.join(str(part) for flag in sorted(flags, key=str) for part in flag)
+
+
 def pilots_table(pilots: dict[str, dict]) -> str:
     """What was tried once on the way, by train.py's own last evaluation."""
     rows = []
@@ -357,10 +375,11 @@ def pilots_table(pilots: dict[str, dict]) -> str:
         found = dict(zip(EVAL, values, strict=True))
         shares = [f"{100 * found[key]:.1f}" for key in ("pass@1", "pass@4")]
         words = [f"{100 * found[key]:.1f}" for key in ("numbers", "stop_words")]
-        flags = shlex.join(train_command(name, run["seed"])[1:])
-        rows.append([name, f"`{flags}`", str(step), *shares, f"{found['tokens']:.1f}", *words])
+        rows.append(
+            [name, f"`{beside_common(name)}`", str(step), *shares, f"{found['tokens']:.1f}", *words]
+        )
     heads = ["accuracy, %", "pass@4, %", "tokens", "numbers, %", "stop words, %"]
-    return table(["pilot", "flags of train.py", "updates", *heads], rows)
+    return table(["pilot", "OWN", "updates", *heads], rows)
 
 
 def matched_table(arms: dict[str, dict], base: str) -> str:
@@ -387,11 +406,11 @@ def matched_table(arms: dict[str, dict], base: str) -> str:
 
 
 def protocol(arms: dict[str, dict]) -> str:
-    """Each arm's command, how many seeds there are of it, and with what they ran."""
+    """Each arm's command, which seeds there are of it, and with what they ran."""
     rows = [
-        [name, f"`python {shlex.join(train_command(name, 0)[:-1])} N`",
-         ", ".join(map(str, sorted(runs))) or "none yet"]
-        for name, runs in ((name, arms.get(name, {})) for name in ARMS)
+        [name, f"`{flags}`" if flags else "neither",
+         ", ".join(map(str, sorted(arms.get(name, {})))) or "none yet"]
+        for name, flags in ARMS.items()
     ]  # fmt: skip
     versions = {json.dumps(run["versions"]) for runs in arms.values() for run in runs.values()}
     evaluated = [f"`python eval.py --model RUN {flags}`" for flags in EVALUATIONS.values()]
@@ -400,7 +419,9 @@ def protocol(arms: dict[str, dict]) -> str:
         for found in sorted(versions)
     )
     return "\n\n".join((
-        table(["arm", "command", "seeds N"], rows),
+        f"Each is `python train.py COMMON OWN --seed N`, COMMON being `{COMMON}`; the last flag "
+        f"counts. The {DEFAULT} is `python train.py --seed N`.",
+        table(["arm", "OWN", "seeds N"], rows),
         f"Each run is then measured by {', '.join(evaluated)}. With {with_what}.",
     ))  # fmt: skip
 

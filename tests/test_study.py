@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import types
 
 import numpy as np
@@ -203,9 +204,9 @@ def test_the_report_by_hand(tmp_path, monkeypatch):
     assert row("| knockout, reasoning", rooms)[1:3] == ["0.500", "0.193"]
     assert row("| knockout, prompt", rooms)[1:3] == ["0.100", "0.100"]
     assert row("| corruption", rooms)[1:3] == ["100.0", "0.0"]
-    found = row("| mean, gated", "| pilot | flags of train.py")
+    found = row("| mean, gated", "| pilot | OWN")
     assert found[2:] == ["40", "75.0", "87.5", "30.2", "40.0", "5.0"]
-    assert "--gate-saliency" in found[1] and found[1].endswith("--seed 0`")
+    assert "--gate-saliency" in found[1] and "--mask-steps 5" in found[1]
     assert "<!--" not in text
 
 
@@ -240,10 +241,10 @@ def test_the_arms_are_commands_that_train_py_takes():
         arm: {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
         for arm, config in configs.items()
     }
-    default = common.pop(study.DEFAULT)
+    common[study.DEFAULT] |= {"save_every": 5, "keep": 1}  # which steer nothing
+    assert common["share, gated, 10 steps"].pop("mask_steps") == 10
+    common["share, gated, 10 steps"]["mask_steps"] = 20
     assert all(settings == common["outcome only"] for settings in common.values())
-    cheaper = {"mask_steps": 20, "save_every": 5, "keep": 1}  # none of these steers an update
-    assert default | cheaper == common["outcome only"]
 
 
 @pytest.mark.parametrize("path", sorted(study.KEPT.glob("*.json")), ids=lambda path: path.stem)
@@ -253,8 +254,21 @@ def test_what_is_kept_is_of_the_command_that_the_study_prints(path):
     run = json.loads(path.read_text(encoding="utf-8"))
     name = run.get("arm") or run["pilot"]
     wanted = dataclasses.asdict(parse_args(study.train_command(name, run["seed"])[1:]))
+    for key in ("save_every", "keep"):  # which steer nothing
+        wanted[key] = run["config"][key]
     assert wanted | run["config"] == wanted  # runs of old lack settings that are of younger date
     assert len(run["updates"]) == wanted["steps"] and run["updates"][-1][0] == wanted["steps"]
+
+
+@pytest.mark.parametrize("pilot", study.PILOTS)
+def test_a_pilots_flags_beside_the_common_ones_are_its_command(pilot):
+    short = [*study.COMMON.split(), "--saliency", "none", "--seed", "0"]
+    short += shlex.split(study_report.beside_common(pilot))
+    long = study.train_command(pilot, 0)[1:]
+    unlike = {"save_every": 1, "keep": 1}
+    assert dataclasses.replace(parse_args(short), **unlike) == dataclasses.replace(
+        parse_args(long), **unlike
+    )
 
 
 def rollouts(layers):
