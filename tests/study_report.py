@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import shlex
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from tests.study import (
 )
 
 MICRO = ROOT / "data/micro"
+CONTROLS = ("length penalty", "length, gated")  # they know nothing of what a token is worth
 TERSEST = "tersest trace"  # no arm: what the words and lengths of an arm can come to
 MAP_TESTS = ("comprehensiveness", "sufficiency", "auroc", "auroc no punctuation")
 TOLERANCE = 0.1  # how far apart matched lengths may be, a share of the longer: eval.py's default
@@ -272,7 +274,7 @@ def arms_table(arms: dict[str, dict], measures: dict[str, dict], columns: dict) 
     rows = []
     for name, runs in arms.items():
         cells = [
-            cell(interval(measures[name][key]), percent) if key in measures[name] else "-"
+            cell(interval(measures[name][key]), percent) if key in measures.get(name, {}) else "-"
             for key, (_, percent) in columns.items()
         ]
         rows.append([name if name in ("start", TERSEST) else f"{name} ({len(runs)})", *cells])
@@ -479,52 +481,44 @@ def report() -> None:
     ]
     arms, pilots = load(), load_pilots()
     trained = {name: runs for name, runs in arms.items() if name != "start"}
+    controls = [name for name in CONTROLS if name in trained]
+    seeds = sorted({seed for runs in trained.values() for seed in runs}) or [0]
     if "start" in arms:  # one checkpoint, which every seed began with
         (start,) = arms["start"].values()
-        seeds = {seed for runs in trained.values() for seed in runs} or {0}
-        arms["start"] = dict.fromkeys(sorted(seeds), start)
+        arms["start"] = dict.fromkeys(seeds, start)
     measures = {name: own(runs) for name, runs in arms.items()}
-    missing = "No result yet."
-    parts = dict.fromkeys(("sign", "arms", "against start", "claims", "against outcome only",
-                           "against length penalty", "matched", "faithfulness", "baselines",
-                           "costs", "aims", "room", "pilots"), missing)  # fmt: skip
+    template = (ROOT / "docs/study_template.md").read_text(encoding="utf-8")
+    parts = dict.fromkeys(re.findall("<!-- (.*) -->", template), "No result yet.")
     parts["protocol"] = protocol(trained)
     if rows:
         questions = len({row["id"] for row in rows})
         parts["sign"] = f"{len(rows)} valid traces of {questions} questions.\n\n" + sign.markdown(
             sign.correlations(rows)
         )
-    if trained:
-        draw_curves(trained, KEPT / "curves.png")
-        asked = max(len(run["heldout"]) for runs in trained.values() for run in runs.values())
-        seeds = sorted({seed for runs in trained.values() for seed in runs})
-        floor = by_measure(dict.fromkeys(seeds, tersest(asked)))
-        parts["arms"] = arms_table(arms | {TERSEST: {}}, measures | {TERSEST: floor}, COLUMNS)
-        parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
-        parts["costs"] = costs_table(trained)
     if "start" in arms:
+        measures[TERSEST] = by_measure(dict.fromkeys(seeds, tersest(len(start["heldout"]))))
         parts["baselines"] = map_baselines({0: start})
         parts["against start"] = difference_table(measures, trained, "start", COLUMNS)
-    for base in ("outcome only", "length penalty"):
+    if trained:
+        draw_curves(trained, KEPT / "curves.png")
+        parts["arms"] = arms_table(arms | {TERSEST: {}}, measures, COLUMNS)
+        parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
+        parts["costs"] = costs_table(trained)
+        parts["matched"] = "\n\n".join(matched_table(trained, control) for control in controls)
+    for base in ("outcome only", *controls):
         if base in trained:
             parts[f"against {base}"] = "\n\n".join(
                 difference_table(measures, trained, base, columns)
                 for columns in (COLUMNS, FAITHFULNESS)
             )
-    if "outcome only" in trained:
+    if {"start", "outcome only", DEFAULT} <= arms.keys():
         parts["claims"] = difference_table(
-            measures | {TERSEST: floor}, [*trained, TERSEST], "outcome only", RELATIVE, True
+            measures, [*trained, TERSEST], "outcome only", RELATIVE, True
         )
-    if {DEFAULT, "outcome only"} <= trained.keys():
-        parts["aims"] = aims_table(measures | {TERSEST: floor})
-    if "length penalty" in trained:
-        parts["matched"] = matched_table(trained, "length penalty")
-    controls = [name for name in ("length, gated", "length penalty") if name in trained]
-    if DEFAULT in trained and controls:
+        parts["aims"] = aims_table(measures)
         parts["room"] = "\n\n".join(room_table(measures, control) for control in controls)
     if pilots:
         parts["pilots"] = pilots_table(pilots)
-    template = (ROOT / "docs/study_template.md").read_text(encoding="utf-8")
     for key, text in parts.items():
         template = template.replace(f"<!-- {key} -->", text)
     (ROOT / "docs/study.md").write_text(template, encoding="utf-8")
