@@ -259,9 +259,11 @@ def too_many_skipped(run: RunFolder) -> ValueError:
 def warn(before: dict, config: Config, ranks: Ranks) -> None:
     """Say what stands in the way of learning, if the first evaluation shows it."""
     if before["pass@1"] < 0.05:
+        gated = config.gate_saliency and config.saliency != "none"
         ranks.say(
             f"note: {config.model} gets nearly all of {config.dataset} wrong, so few groups will "
             "differ in outcome and the outcome reward has little to teach"
+            + "; saliency is paid to right rollouts only (--no-gate-saliency: to all)" * gated
         )
     if before["truncated"] > 0.1:
         ranks.say(

@@ -286,6 +286,7 @@ def bench_update() -> None:
         torch.linspace(-1, 1, len(sampled)),
         passes=config.passes,
         micro_batch=config.micro_batch,
+        ratio=config.ratio,
     )
     times.append(clock(ranks.device))
     names = ("sampling", "masks", "policy")

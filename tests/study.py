@@ -156,14 +156,14 @@ def sign_shard(sitting: Sitting, number: int) -> None:
 
 
 def train(sitting: Sitting, arm: str, seed: int, name: str) -> Path:
-    """The finished run's folder."""
+    """The finished run's folder. ValueError when what it holds is a run of other settings."""
     folder = RUNS / name
-    if (folder / "checkpoint").exists():
+    if (folder / "config.json").exists():  # gone on with by its saved settings, so look first
         saved = json.loads((folder / "config.json").read_text())
         wanted = dataclasses.asdict(parse_args(train_command(arm, seed)[1:]))
         if saved | {"out": None} != wanted:
             raise ValueError(f"{folder} is of other settings; remove it")
-    else:
+    if not (folder / "checkpoint").exists():
         command = [*train_command(arm, seed), "--out", folder, "--resume", "auto"]
         sitting.run(command, RUNS / f"{name}.log")
     return folder
@@ -174,9 +174,8 @@ def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
     out = KEPT / f"{name}.json"
     if not out.exists():
         folder = train(sitting, arm, seed, name)
-        for evaluation in EVALUATIONS:
-            evaluate(sitting, folder / "checkpoint", RUNS / f"{name}-{evaluation}", evaluation)
-        write(out, {"arm": arm, "seed": seed, **read_training(folder), **read_evaluations(name)})
+        evaluate(sitting, folder / "checkpoint", folder)
+        write(out, {"arm": arm, "seed": seed, **read_training(folder), **read_evaluations(folder)})
 
 
 def run_pilot(sitting: Sitting, pilot: str) -> None:
@@ -190,15 +189,17 @@ def run_pilot(sitting: Sitting, pilot: str) -> None:
 def evaluate_start(sitting: Sitting) -> None:
     """The checkpoint that all arms begin with."""
     if not (KEPT / "start.json").exists():
-        for evaluation in EVALUATIONS:
-            evaluate(sitting, "data/micro", RUNS / f"start-{evaluation}", evaluation)
-        write(KEPT / "start.json", {"arm": "start", "seed": 0, **read_evaluations("start")})
+        evaluate(sitting, "data/micro", RUNS / "start")
+        write(KEPT / "start.json", {"arm": "start", "seed": 0, **read_evaluations(RUNS / "start")})
 
 
-def evaluate(sitting: Sitting, model, out: Path, evaluation: str) -> None:
-    if not (out / "results.json").exists():
-        flags = EVALUATIONS[evaluation].split()
-        sitting.run(["eval.py", "--model", model, *flags, "--out", out], out.with_suffix(".log"))
+def evaluate(sitting: Sitting, model, folder: Path) -> None:
+    """All EVALUATIONS of a checkpoint, within the run's folder: who removes it removes them too."""
+    for evaluation, flags in EVALUATIONS.items():
+        out = folder / f"eval-{evaluation}"
+        if not (out / "results.json").exists():
+            command = ["eval.py", "--model", model, *flags.split(), "--out", out]
+            sitting.run(command, folder / f"eval-{evaluation}.log")
 
 
 def write(path: Path, content: dict) -> None:
@@ -226,14 +227,14 @@ def read_training(folder: Path) -> dict:
     }
 
 
-def read_evaluations(name: str) -> dict:
+def read_evaluations(folder: Path) -> dict:
     """heldout, hard: problem -> a row a sample, see `record_row`; reliance: problem -> sample ->
     same answer at each fraction (0, 1 or null), necessity, direct, corruption; map: problem ->
     sample, length, ranking -> AOPC comprehensiveness, AOPC sufficiency, AUROC on all tokens and
     without punctuation.
     """
     results = {
-        evaluation: json.loads((RUNS / f"{name}-{evaluation}/results.json").read_text())
+        evaluation: json.loads((folder / f"eval-{evaluation}/results.json").read_text())
         for evaluation in EVALUATIONS
     }
     models = {key: next(iter(found["models"].values())) for key, found in results.items()}

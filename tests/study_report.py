@@ -7,6 +7,7 @@ is computed here from docs/study/*.json.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bootstrap import Ratios
+from bootstrap import Ratios, resamples
 from compare import near, nearest_lengths, reliance_ratios
 from config import parse_args
 from data import micro_task
@@ -83,18 +84,17 @@ def interval(one: Seeds, less: Seeds | None = None, relative=False, draws: int =
             return found[0]
         return found[0] / found[1] - 1 if relative else found[0] - found[1]
 
-    rng = np.random.default_rng(0)
-    chances = np.full(len(questions), 1 / len(questions))
     with np.errstate(invalid="ignore", divide="ignore"):
         seeds = by_seed(np.ones((1, len(questions))))[0]
-        drawn = by_seed(rng.multinomial(len(questions), chances, draws).astype(float))
+        drawn = by_seed(resamples(len(questions), draws, seed=0))
     drawn = drawn[np.isfinite(drawn).any(1)]
     of_questions = np.nanmean(drawn, 1).var()
     of_seeds = seeds.var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
     quantile = 1.96
     if of_seeds > 0:
         freedom = (len(seeds) - 1) * ((of_questions + of_seeds) / of_seeds) ** 2
-        quantile = np.quantile(rng.standard_t(freedom, 100_000), 0.975)
+        t = np.random.default_rng(1).standard_t(freedom, 100_000)
+        quantile = np.quantile(t, 0.975)
     half = quantile * np.sqrt(of_questions + of_seeds)
     return {
         "value": float(seeds.mean()),
@@ -166,6 +166,7 @@ def tersest_trace(problem: micro_task.MicroProblem) -> str:
     return min(draws, key=len)
 
 
+@functools.cache
 def tersest(count: int) -> dict[str, Ratios]:
     """Table 1, but for accuracy, of the tersest traces of the first held-out problems."""
     problems, tokenizer = micro_task.load("heldout", count), Tokenizer.from_directory(MICRO)
@@ -311,47 +312,96 @@ def map_baselines(runs: dict[int, dict]) -> str:
     return table(["ranking", *heads], rows)
 
 
+AIMS = {  # measure: (words, whether a relative change, what was aimed at, whether more is better)
+    "tokens": ("reasoning tokens", True, -0.50, False),
+    "numbers": ("share of numbers", True, 0.60, True),
+    "stop_words": ("share of stop words", True, -0.30, False),
+    "pass@4": ("pass@4, points", False, -0.01, True),
+}
+
+
+def seeds_of_all(*arms: dict[str, Seeds]) -> list[dict[str, Seeds]]:
+    """The arms' measures, of the seeds alone that all of them have."""
+    common = set.intersection(*(set(arm["tokens"]) for arm in arms))
+    return [
+        {key: {seed: seeds[seed] for seed in seeds if seed in common} for key, seeds in arm.items()}
+        for arm in arms
+    ]
+
+
+def towards(found: dict, more: bool) -> tuple[float, float, float]:
+    """Value, low and high, their signs turned where less is better; one seed has no interval."""
+    sign = 1 if more else -1
+    low, high = sorted(sign * found[key] for key in ("low", "high"))
+    if len(found["seeds"]) < 2:
+        low, high = -math.inf, math.inf
+    return sign * found["value"], low, high
+
+
+def reached(found: dict, aim: float, more: bool) -> str:
+    """Does the value lie at the aim or beyond? "open" where its interval holds both answers."""
+    value, low, high = towards(found, more)
+    aim = aim if more else -aim
+    if low >= aim or high < aim:
+        return "yes" if low >= aim else "no"
+    return f"open (by the mean {'yes' if value >= aim else 'no'})"
+
+
 def aims_table(measures: dict[str, dict]) -> str:
     """The default against outcome only, beside what was aimed at and what the task has room for."""
-    aims = {  # measure: (words, whether a relative change, the aim, more is better)
-        "tokens": ("reasoning tokens", True, -0.50, False),
-        "numbers": ("share of numbers", True, 0.60, True),
-        "stop_words": ("share of stop words", True, -0.30, False),
-        "pass@4": ("pass@4, points", False, -0.01, True),
-    }
+    here, base, floor = seeds_of_all(*(measures[n] for n in (DEFAULT, "outcome only", TERSEST)))
     rows = []
-    for key, (title, relative, aim, more) in aims.items():
-        base, here, floor = (measures[name].get(key) for name in ("outcome only", DEFAULT, TERSEST))
-        found = interval(here, base, relative=relative)
-        most = interval(floor, base, relative=relative) if floor else None
-        unit = "%" * relative
-        reached = found["value"] >= aim if more else found["value"] <= aim
-        rows.append([
-            title, f"{'at least' if more else 'at most'} {100 * aim:+.0f}{unit}",
-            cell(found, True, signed=True), "yes" if reached else "no",
-            f"{100 * most['value']:+.1f}{unit}" if most else "-",
-        ])  # fmt: skip
-    heads = [f"{DEFAULT} against outcome only", "aim", "found", "reached", f"the {TERSEST}'s"]
-    return table(heads, rows)
+    for key, (title, relative, aim, more) in AIMS.items():
+        found = interval(here[key], base[key], relative=relative)
+        if found is None:
+            return "No seed in common yet."
+        most = interval(floor[key], base[key], relative=relative) if key in floor else None
+        aimed = f"{'at least' if more else 'at most'} {100 * aim:+.0f}{'%' * relative}"
+        values = [cell(one, True, signed=True) for one in (found, most)]
+        rows.append([title, aimed, values[0], reached(found, aim, more), values[1]])
+    count = len(base["tokens"])
+    heads = [f"{DEFAULT} against outcome only ({count})", "aim", "found", "reached"]
+    return table([*heads, f"the {TERSEST} against outcome only"], rows)
 
 
-def room_table(measures: dict[str, dict], base: str) -> str:
+def room_table(measures: dict[str, dict], control: str) -> str:
     """The default's faithfulness less the control's, beside what the control leaves to be won."""
+    here, base = seeds_of_all(measures[DEFAULT], measures[control])
+    length = interval(here["tokens"], base["tokens"])
+    if length is None:
+        return "No seed in common yet."
     rows = []
     for key, (title, percent) in FAITHFULNESS.items():
-        control = interval(measures[base][key])
         less = "less is better" in title
-        bound = BOUNDS.get(key, 0.0 if less else 1.0)
-        room = abs(bound - control["value"])
-        found = interval(measures[DEFAULT][key], measures[base][key])
-        won = len(found["seeds"]) > 1 and (found["high"] < 0 if less else found["low"] > 0)
+        found, own = interval(here[key], base[key]), interval(base[key])["value"]
+        room = abs(BOUNDS.get(key, 0.0 if less else 1.0) - own)
         scale, form = (100, "{:.1f}") if percent else (1, "{:.3f}")
-        rows.append([
-            title + ", points" * percent, form.format(scale * control["value"]),
-            form.format(scale * room), cell(found, percent, signed=True), "yes" if won else "no",
-        ])  # fmt: skip
-    heads = ["measure", base, "the most to be won", f"{DEFAULT} less {base}", "better for sure"]
-    return table(heads, rows)
+        _, low, high = towards(found, not less)
+        says = "better" if low > 0 else "worse" if high < 0 else "nothing"
+        values = [form.format(scale * value) for value in (own, room)]
+        rows.append([title + ", points" * percent, *values, cell(found, percent, True), says])
+    claim = f"{DEFAULT} less {control} (longer by {length['value']:.1f} tokens)"
+    heads = [f"{control} ({len(base['tokens'])})", "the most to be won", claim]
+    return table(["measure", *heads, "the interval says"], rows)
+
+
+def shorter_table(arms: dict[str, dict]) -> str:
+    """How many of each arm's held-out traces undercut the tersest, and how many of these answer."""
+    rows = []
+    for name, runs in arms.items():
+        asked = {problem for run in runs.values() for problem in run["heldout"]}
+        floor = tersest(len(asked))["tokens"]
+        traces = [
+            (correct, tokens < floor[problem][0])
+            for run in runs.values()
+            for problem, samples in run["heldout"].items()
+            if problem in floor
+            for correct, _, _, _, tokens, *_ in samples
+        ]
+        under = [correct for correct, shorter in traces if shorter]
+        right = f"{np.mean(under):.1%}" if under else "-"
+        rows.append([name, f"{len(under) / max(1, len(traces)):.1%}", right])
+    return table(["arm", f"shorter than the {TERSEST}", "right, of these"], rows)
 
 
 def beside_common(pilot: str) -> str:
@@ -435,14 +485,17 @@ def costs_table(arms: dict[str, dict]) -> str:
         updates = np.array(
             [row for run in runs.values() for row in run["updates"]], dtype=float
         )  # None, of a mask that was not learned, becomes nan
-        # Others were at work on the machine: the fast updates tell most about the arm.
-        seconds = [f"{np.quantile(updates[:, UPDATE.index(key)], 0.1):.1f}" for key in SECONDS]
-        spread, clipped = (
-            f"{np.nanmean(updates[:, UPDATE.index(key)]):.3f}"
-            for key in ("saliency_spread", "clip_fraction")
-        )
-        rows.append([f"{name} ({len(runs)})", *seconds, spread, clipped])
-    heads = ["sampling, s", "masks, s", "policy, s", "spread of the saliency in a group", "clipped"]
+        # Others were at work on the machine, and slow all three parts: their ratio tells more.
+        sampling, masks, policy = (updates[:, UPDATE.index(key)] for key in SECONDS)
+        seconds = [f"{np.quantile(part, 0.1):.1f}" for part in (sampling, masks, policy)]
+        ratio = f"{np.median(masks / (sampling + policy)):.1f}"
+        weight = {run["config"]["saliency_weight"] for run in runs.values()}.pop()
+        spread = weight * np.nanmean(updates[:, UPDATE.index("saliency_spread")])
+        clipped = np.nanmean(updates[:, UPDATE.index("clip_fraction")])
+        rows.append([f"{name} ({len(runs)})", *seconds, ratio, f"{weight:g}", f"{spread:.3f}",
+                     f"{clipped:.3f}"])  # fmt: skip
+    heads = ["sampling, s", "masks, s", "policy, s", "masks / (sampling + policy)", "weight",
+             "weight x spread in a group", "clipped"]  # fmt: skip
     return table(["arm (seeds)", *heads], rows)
 
 
@@ -504,6 +557,7 @@ def report() -> None:
         parts["arms"] = arms_table(arms | {TERSEST: {}}, measures, COLUMNS)
         parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
         parts["costs"] = costs_table(trained)
+        parts["shorter"] = shorter_table(trained)
         parts["matched"] = "\n\n".join(matched_table(trained, control) for control in controls)
     for base in ("outcome only", *controls):
         if base in trained:

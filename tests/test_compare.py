@@ -92,7 +92,7 @@ def test_an_unknown_bound_is_none_and_never_nan(monkeypatch):
     ratios = {"a": (1, 2), "b": (0, 0), "c": (0, 0)}
     assert interval(ratios)["low"] == interval(ratios)["high"] == 0.5  # draws without "a" are left
     only = np.array([[0.0, 2.0, 1.0]] * 3)  # never "a"
-    monkeypatch.setattr(bootstrap, "_resamples", lambda *_: only)
+    monkeypatch.setattr(bootstrap, "resamples", lambda *_: only)
     assert interval(ratios) == {"value": 0.5, "low": None, "high": None, "questions": 3}
     assert interval({"a": (math.nan, 1), "b": (1, 1)})["value"] is None
     assert interval({"a": (1, 0), "b": (1, 0)})["value"] is None

@@ -231,7 +231,7 @@ def trained(monkeypatch, tmp_path):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     small = (
         "--steps 3 --questions 2 --rollouts 4 --micro-batch 2 --mask-steps 1 --eval-problems 1 "
-        "--eval-samples 1 --eval-every 0 --device cpu --no-gate-saliency"  # few are right
+        "--eval-samples 1 --eval-every 0 --device cpu --no-gate-saliency"  # scripted ones are wrong
     )
 
     def run(*flags, name="run", resume=False):

@@ -130,17 +130,17 @@ def test_numbers_are_kept_with_five_digits():
     assert [study.round_off(v) for v in values] == [0.12346, 123460.0, 1, None, None, 3.0]
 
 
-def whole_run(arm, seed, tokens, numbers):
+def whole_run(arm, seed, tokens, numbers, necessity=0.5, direct=0.1):
     """A kept run of ten questions, four samples each; half of the samples are right."""
     samples = [[right, 1, 0, 0, tokens, 20, numbers, 4, 5] for right in (1, 0, 1, 0)]
-    split = {f"q{n}": samples for n in range(10)}
+    split = {f"micro/heldout/{n}": samples for n in range(10)}
     update = dict.fromkeys(study.UPDATE, 0.5) | {"outcome": -0.25, "length": tokens}
     ranking = [0.9, 0.4, None, 0.7]
     return {
-        "arm": arm, "seed": seed, "versions": {"torch": "9"},
+        "arm": arm, "seed": seed, "versions": {"torch": "9"}, "config": {"saliency_weight": 2.0},
         "updates": [[*(update | {"step": n + 1}).values()] for n in range(12)],
         "heldout": split, "hard": split,
-        "reliance": {q: {"0": [[0, 0, 0, 0, 0, 1], 0.5, 0.1, 1]} for q in split},
+        "reliance": {q: {"0": [[0, 0, 0, 0, 0, 1], necessity, direct, 1]} for q in split},
         "map": {q: [0, tokens, {"mask": ranking, "attribution": ranking}] for q in split},
     }  # fmt: skip
 
@@ -160,7 +160,10 @@ def test_the_report_by_hand(tmp_path, monkeypatch):
     for seed in (0, 1):
         study.write(kept / f"a-{seed}.json", whole_run("outcome only", seed, 40, 4))
         study.write(kept / f"b-{seed}.json", whole_run("length penalty", seed, 20, 8))
-        study.write(kept / f"c-{seed}.json", whole_run(study.DEFAULT, seed, 16, 6))
+        run = whole_run(study.DEFAULT, seed, 16, 6, necessity=0.6, direct=0.2)
+        study.write(kept / f"c-{seed}.json", run)
+    # A third seed of one arm alone, which no comparison may count.
+    study.write(kept / "a-2.json", whole_run("outcome only", 2, 4000, 20))
     study.write(kept / "start.json", whole_run("start", 0, 40, 4))
     pilot = {"pilot": "mean, gated", "seed": 0, "updates": []}
     pilot["evals"] = [[0, 300, 0.5, 0.9, 60, 0.3, 0.2], [40, 300, 0.75, 0.875, 30.25, 0.4, 0.05]]
@@ -191,23 +194,74 @@ def test_the_report_by_hand(tmp_path, monkeypatch):
         "0.900 [0.900, 0.900]", "0.400 [0.400, 0.400]", "-", "0.700 [0.700, 0.700]"
     ]  # fmt: skip
     # Half of the samples of every question are right, so that pass@4 is 100%, as before.
-    found = row("| reasoning tokens", "| micro preset against outcome only | aim")
+    aims = "| micro preset against outcome only (2) | aim"
+    tersest = study_report.tersest(10)
+    tokens = sum(tokens for tokens, _ in tersest["tokens"].values()) / 10
+    found = row("| reasoning tokens", aims)
     assert found[1:4] == ["at most -50%", "**-60.0 [-60.0, -60.0]**", "yes"]
-    found = row("| share of numbers", "| micro preset against outcome only | aim")
+    assert found[4].startswith(f"**{100 * (tokens / 40 - 1):+.1f} [")
+    found = row("| share of numbers", aims)
     assert found[1:4] == ["at least +60%", "**+50.0 [+50.0, +50.0]**", "no"]
-    found = row("| share of stop words", "| micro preset against outcome only | aim")
-    assert found[1:4] == ["at most -30%", equal, "no"]
-    found = row("| pass@4, points", "| micro preset against outcome only | aim")
-    assert found[1:4] == ["at least -1", equal, "yes"]
-    rooms = "| measure | length penalty | the most to be won"
-    assert row("| truncation", rooms)[1:] == ["0.900", "0.000", "+0.000 [+0.000, +0.000]", "no"]
-    assert row("| knockout, reasoning", rooms)[1:3] == ["0.500", "0.193"]
-    assert row("| knockout, prompt", rooms)[1:3] == ["0.100", "0.100"]
+    assert row("| share of stop words", aims)[1:4] == ["at most -30%", equal, "no"]
+    assert row("| pass@4, points", aims)[1:] == ["at least -1", equal, "yes", "-"]
+    rooms = "| measure | length penalty (2) | the most to be won"
+    assert "longer by -4.0 tokens" in row("| measure", rooms)[3]
+    assert row("| truncation", rooms)[1:] == [
+        "0.900",
+        "0.000",
+        "+0.000 [+0.000, +0.000]",
+        "nothing",
+    ]
+    found = row("| knockout, reasoning", rooms)
+    assert found[1:] == ["0.500", "0.193", "**+0.100 [+0.100, +0.100]**", "better"]
+    found = row("| knockout, prompt", rooms)  # of which less is better
+    assert found[1:] == ["0.100", "0.100", "**+0.100 [+0.100, +0.100]**", "worse"]
     assert row("| corruption", rooms)[1:3] == ["100.0", "0.0"]
+    assert row("| length penalty", f"| arm | shorter than the {study_report.TERSEST}")[2] == "50.0%"
+    found = row("| micro preset (2)", "| arm (seeds) | sampling, s")
+    assert found[4:7] == ["0.5", "2", "1.000"]  # 0.5 s each; weight 2 x spread 0.5
     found = row("| mean, gated", "| pilot | OWN")
     assert found[2:] == ["40", "75.0", "87.5", "30.2", "40.0", "5.0"]
     assert "--gate-saliency" in found[1] and "--mask-steps 5" in found[1]
     assert "<!--" not in text
+
+
+def test_an_aim_is_reached_where_the_whole_interval_lies_beyond_it():
+    found = {"value": -0.5, "low": -0.6, "high": -0.4, "seeds": [-0.45, -0.55]}
+    assert study_report.reached(found, -0.3, more=False) == "yes"
+    assert study_report.reached(found, -0.7, more=False) == "no"
+    assert study_report.reached(found, -0.55, more=False) == "open (by the mean no)"
+    assert study_report.reached(found, -0.45, more=False) == "open (by the mean yes)"
+    assert study_report.reached(found, -0.7, more=True) == "yes"
+    assert study_report.reached(found, -0.3, more=True) == "no"
+    one = found | {"seeds": [-0.5]}  # of training's chance it knows nothing
+    assert study_report.reached(one, -0.3, more=False) == "open (by the mean yes)"
+
+
+def test_arms_without_a_common_seed_are_not_compared():
+    arms = [study_report.own({seed: whole_run("x", seed, 40, 4)}) for seed in (0, 1)]
+    measures = dict(zip((study.DEFAULT, "outcome only"), arms, strict=True))
+    measures[study_report.TERSEST] = measures["length penalty"] = measures["outcome only"]
+    assert study_report.aims_table(measures) == "No seed in common yet."
+    assert study_report.room_table(measures, "length penalty") == "No seed in common yet."
+
+
+def test_a_run_of_other_settings_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RUNS", tmp_path)
+    folder, commands = tmp_path / "outcome-only-0", []
+    sitting = types.SimpleNamespace(run=lambda command, log: commands.append(command))
+    assert study.train(sitting, "outcome only", 0, "outcome-only-0") == folder
+    assert commands[0][: len(study.train_command("outcome only", 0))] == study.train_command(
+        "outcome only", 0
+    )
+    folder.mkdir()  # begun, and not ended
+    settings = dataclasses.asdict(parse_args(study.train_command("outcome only", 0)[1:]))
+    (folder / "config.json").write_text(json.dumps(settings | {"out": str(folder)}))
+    study.train(sitting, "outcome only", 0, "outcome-only-0")
+    assert len(commands) == 2 and commands[1] == commands[0]
+    (folder / "config.json").write_text(json.dumps(settings | {"lr": 1.0}))
+    with pytest.raises(ValueError, match="of other settings"):
+        study.train(sitting, "outcome only", 0, "outcome-only-0")
 
 
 def test_the_tersest_trace_is_one_bare_equation_a_step():

@@ -29,8 +29,7 @@ from train import draw_questions, fill_missing, shuffle
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "--steps 2 --questions 2 --rollouts 4 --micro-batch 2 --mask-steps 2 --eval-problems 4 "
-    "--eval-samples 2 --eval-every 1 --eval-every-problems 2 --max-new-tokens 96 --device cpu "
-    "--no-gate-saliency"  # so few rollouts may all be wrong, and would teach nothing
+    "--eval-samples 2 --eval-every 1 --eval-every-problems 2 --max-new-tokens 96 --device cpu"
 ).split()
 
 
@@ -79,7 +78,7 @@ def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
     assert [line["step"] for line in updates] == [1, 2]
     assert [line["step"] for line in lines if "eval" in line] == [0, 1, 2]
     for line in updates:
-        assert line["reward"] == pytest.approx(line["outcome"] + line["saliency"], abs=1e-6)
+        assert line["reward"] == pytest.approx(line["outcome"] + 2 * line["saliency"], abs=1e-6)
         assert line["loss"] == pytest.approx(0, abs=1e-5)  # on-policy: advantages sum to 0
     samples = read_lines(out / "samples.jsonl")
     assert len(samples) == 2 * 2 * 4
@@ -175,7 +174,8 @@ def test_shuffling_keeps_each_groups_rewards_and_who_earned_them_not():
 
 def test_the_controls_pay_for_length_and_for_nothing(one_process, tmp_path):
     """A run each: minus the tokens of valid traces, without masks; attribution, dealt out anew."""
-    run("train.py", *SMALL, "--saliency", "length", "--out", tmp_path / "length")
+    flags = ["--saliency", "length", "--no-gate-saliency", "--out", tmp_path / "length"]
+    run("train.py", *SMALL, *flags)
     samples = read_lines(tmp_path / "length/samples.jsonl")
     valid = [s for s in samples if not s["truncated"] and s["delimiters"] and not s["no_reasoning"]]
     assert len(valid) > 8 and all(s["mask_losses"] is None for s in samples)
@@ -253,8 +253,18 @@ def test_the_readme_explains_every_metric(one_process):
     assert len(keys) > 30 and keys <= explained
 
 
+def test_the_preset_pays_right_rollouts_alone(tmp_path):
+    flags = ["--steps", "1", "--temperature", "1.5"]  # some shall be wrong
+    run("train.py", *SMALL, *flags, "--out", tmp_path / "run")
+    rows = read_lines(tmp_path / "run/samples.jsonl")
+    wrong = [row["saliency"] for row in rows if row["outcome"] < 0]
+    right = [row["saliency"] for row in rows if row["outcome"] == 0]
+    assert set(wrong) == {0} and right and all(0 < saliency < 1 for saliency in right)
+
+
 def test_outcome_only_learns_no_mask(tmp_path):
-    run("train.py", *SMALL, "--saliency", "none", "--steps", "1", "--out", tmp_path / "run")
+    flags = ["--saliency", "none", "--ratio", "sequence", "--steps", "1"]
+    run("train.py", *SMALL, *flags, "--out", tmp_path / "run")
     (update,) = (line for line in read_lines(tmp_path / "run/metrics.jsonl") if "outcome" in line)
     assert update["saliency"] == 0 and update["reward"] == update["outcome"]
 
