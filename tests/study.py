@@ -74,8 +74,6 @@ PILOTS = {
     "--steps 60",
     "share, gated, weight 2": f"{THEN} share --saliency-weight 2",
     "share, gated, weight 4": f"{THEN} share --saliency-weight 4",
-    "share, gated, 100 updates": f"{THEN} share --saliency-weight 0.5 --steps 100",
-    "share, gated, 32 questions": f"{THEN} share --saliency-weight 2 --questions 32",
 }
 EVALUATIONS = {  # name: eval.py's flags; the second one's samples are among the first's
     "heldout": "--limit 300 --faithfulness off",
