@@ -18,6 +18,7 @@ column); only rows of delimiter and answer. And one step alone. `length` is the 
 
 import argparse
 import json
+import math
 
 import torch
 
@@ -142,10 +143,14 @@ def measure(model, tokenizer, first: int, questions: int, rollouts: int, bar) ->
     return rows
 
 
-def correlations(rows: list[dict], draws: int = bootstrap.DRAWS) -> dict[str, dict[str, dict]]:
+def correlations(
+    rows: list[dict], held: str | None = None, draws: int = bootstrap.DRAWS
+) -> dict[str, dict[str, dict]]:
     """reward -> property -> mean within-question Spearman with its interval over questions.
 
     Questions where either side is constant have no order and are left out, which `questions` tells.
+    held: a property that is held fixed. The correlation is then the partial one of the ranks, and
+    questions where that property alone decides the order of either side are left out as well.
     """
     groups: dict[str, list[dict]] = {}
     for row in rows:
@@ -154,19 +159,35 @@ def correlations(rows: list[dict], draws: int = bootstrap.DRAWS) -> dict[str, di
     for name in rows[0]["rewards"]:
         table[name] = {}
         for which in PROPERTIES:
+            if which == held:
+                continue
             found = {}
             for question, members in groups.items():
-                pairs = [(m["rewards"][name], m[which]) for m in members if m[which] is not None]
-                order = spearman(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
+                known = [m for m in members if m[which] is not None]
+                if len(known) < 2:
+                    continue
+                sides = [m["rewards"][name] for m in known], [m[which] for m in known]
+                order = spearman(*sides)
+                if held is not None:
+                    order = partial(order, *(spearman(side, [m[held] for m in known])
+                                             for side in sides))  # fmt: skip
                 if order is not None:
                     found[question] = (order, 1.0)
             table[name][which] = bootstrap.interval(found, draws)
     return table
 
 
+def partial(both: float | None, one: float | None, other: float | None) -> float | None:
+    """The correlation of two with a third held fixed, from the three correlations by pairs."""
+    if None in (both, one, other) or max(abs(one), abs(other)) > 1 - 1e-9:
+        return None
+    return (both - one * other) / math.sqrt((1 - one**2) * (1 - other**2))
+
+
 def markdown(table: dict[str, dict[str, dict]]) -> str:
     """`correlations` as a table; in parentheses the most questions that a column rests on."""
-    most = {which: max(line[which]["questions"] for line in table.values()) for which in PROPERTIES}
+    columns = list(next(iter(table.values())))
+    most = {which: max(line[which]["questions"] for line in table.values()) for which in columns}
     heads = [f"{which} ({count})" for which, count in most.items()]
     lines = [f"| reward | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, line in table.items():

@@ -419,6 +419,20 @@ def beside_common(pilot: str) -> str:
     return shlex.join(str(part) for flag in sorted(flags, key=str) for part in flag)
 
 
+def seeds_table(measures: dict[str, dict], names) -> str:
+    """Each seed by itself: what the intervals of few seeds are made of."""
+    rows = [
+        [name, *(
+            ", ".join(f"{(100 if percent else 1) * value:.1f}"
+                      for value in interval(measures[name][key])["seeds"])
+            for key, (_, percent) in COLUMNS.items()
+        )]
+        for name in names
+    ]  # fmt: skip
+    heads = [f"{title}, %" if percent else title for title, percent in COLUMNS.values()]
+    return table(["arm", *heads], rows)
+
+
 def pilots_table(pilots: dict[str, dict]) -> str:
     """What was tried once on the way, by train.py's own last evaluation."""
     rows = []
@@ -506,8 +520,9 @@ def draw_curves(arms: dict[str, dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name, runs in arms.items():
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
+    colours, dashes = pyplot.get_cmap("tab10").colors, ("-", "--", ":")
+    for n, (name, runs) in enumerate(arms.items()):
         steps, outcome, length = (
             np.array([[row[UPDATE.index(key)] for row in run["updates"]] for run in runs.values()])
             for key in ("step", "outcome", "length")
@@ -515,14 +530,15 @@ def draw_curves(arms: dict[str, dict], path: Path) -> None:
         for axis, values in zip(axes, (length, 100 * (1 + outcome)), strict=True):
             windows = [values[:, max(0, n - 4) : n + 5].mean(1) for n in range(values.shape[1])]
             smooth = np.array(windows)  # (updates, seeds)
-            (line,) = axis.plot(steps[0], smooth.mean(1), label=f"{name} ({len(runs)})", lw=1.4)
+            look = {"color": colours[n % 10], "linestyle": dashes[n // 10]}
+            axis.plot(steps[0], smooth.mean(1), label=f"{name} ({len(runs)})", lw=1.5, **look)
             axis.fill_between(
-                steps[0], smooth.min(1), smooth.max(1), color=line.get_color(), alpha=0.12, lw=0
+                steps[0], smooth.min(1), smooth.max(1), color=colours[n % 10], alpha=0.1, lw=0
             )
     for axis, title in zip(axes, ("reasoning tokens", "right rollouts, %"), strict=True):
         axis.set(xlabel="update", title=title)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
@@ -548,6 +564,9 @@ def report() -> None:
         parts["sign"] = f"{len(rows)} valid traces of {questions} questions.\n\n" + sign.markdown(
             sign.correlations(rows)
         )
+        by_other = sign.correlations(rows, held="length")
+        del by_other["length"]
+        parts["sign, length fixed"] = sign.markdown(by_other)
     if "start" in arms:
         measures[TERSEST] = by_measure(dict.fromkeys(seeds, tersest(len(start["heldout"]))))
         parts["baselines"] = map_baselines({0: start})
@@ -558,6 +577,7 @@ def report() -> None:
         parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
         parts["costs"] = costs_table(trained)
         parts["shorter"] = shorter_table(trained)
+        parts["seeds"] = seeds_table(measures, trained)
         parts["matched"] = "\n\n".join(matched_table(trained, control) for control in controls)
     for base in ("outcome only", *controls):
         if base in trained:
@@ -565,6 +585,9 @@ def report() -> None:
                 difference_table(measures, trained, base, columns)
                 for columns in (COLUMNS, FAITHFULNESS)
             )
+    signs = ("mask restored", "mask literal")
+    if set(signs) <= trained.keys():
+        parts["trained sign"] = difference_table(measures, signs, "mask literal", COLUMNS)
     if {"start", "outcome only", DEFAULT} <= arms.keys():
         parts["claims"] = difference_table(
             measures, [*trained, TERSEST], "outcome only", RELATIVE, True

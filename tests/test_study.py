@@ -384,6 +384,12 @@ def test_rewards_are_ranked_within_their_question():
     assert table["long within"]["length"]["value"] == pytest.approx(1)
     assert table["short"]["decorating"]["questions"] == 3
     assert table["short"]["stop words"]["value"] is None
+    # What goes along with length alone has nothing left when length is held fixed.
+    left = sign.correlations(rows, held="length")
+    assert "length" not in left["short"] and left["short"]["numbers"]["value"] is None
+    assert sign.partial(0.5, 0.0, 0.0) == 0.5 and sign.partial(0.48, 0.8, 0.6) == pytest.approx(0)
+    assert sign.partial(0.0, 0.6, 0.6) == pytest.approx(-0.36 / 0.64)
+    assert sign.partial(0.5, 1.0, 0.2) is None and sign.partial(None, 0.1, 0.2) is None
     text = sign.markdown(table)
     assert "| short | -1.00 [-1.00, -1.00] |" in text and "| - |" in text
     assert text.startswith("| reward | length (3) | numbers (3) | stop words (0) |")
