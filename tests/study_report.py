@@ -478,6 +478,7 @@ def protocol(arms: dict[str, dict]) -> str:
          ", ".join(map(str, sorted(arms.get(name, {})))) or "none yet"]
         for name, flags in ARMS.items()
     ]  # fmt: skip
+    settings = parse_args(train_command(DEFAULT, 0)[1:])
     versions = {json.dumps(run["versions"]) for runs in arms.values() for run in runs.values()}
     evaluated = [f"`python eval.py --model RUN {flags}`" for flags in EVALUATIONS.values()]
     with_what = "; ".join(
@@ -486,7 +487,9 @@ def protocol(arms: dict[str, dict]) -> str:
     )
     return "\n\n".join((
         f"Each is `python train.py COMMON OWN --seed N`, COMMON being `{COMMON}`; the last flag "
-        f"counts. The {DEFAULT} is `python train.py --seed N`.",
+        f"counts. The {DEFAULT} is `python train.py --seed N`. An update is "
+        f"{settings.questions} questions x {settings.rollouts} rollouts and {settings.passes} "
+        "optimiser steps, as by default.",
         table(["arm", "OWN", "seeds N"], rows),
         f"Each run is then measured by {', '.join(evaluated)}. With {with_what}.",
     ))  # fmt: skip
