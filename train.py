@@ -260,10 +260,10 @@ def warn(before: dict, config: Config, ranks: Ranks) -> None:
     """Say what stands in the way of learning, if the first evaluation shows it."""
     if before["pass@1"] < 0.05:
         gated = config.gate_saliency and config.saliency != "none"
+        paid = ", and saliency is paid to right ones only (--no-gate-saliency: to all)" * gated
         ranks.say(
             f"note: {config.model} gets nearly all of {config.dataset} wrong, so few groups will "
-            "differ in outcome and the outcome reward has little to teach"
-            + "; saliency is paid to right rollouts only (--no-gate-saliency: to all)" * gated
+            f"differ in outcome and the outcome reward has little to teach{paid}"
         )
     if before["truncated"] > 0.1:
         ranks.say(
