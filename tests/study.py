@@ -38,7 +38,7 @@ COMMON = (  # with all that the micro preset may come to say differently
     "--no-gate-saliency --mask-steps 20 --mask-memory path --save-every 5 --keep 1"
 )
 LENGTH_WEIGHT = 0.38  # of the length penalty: its mean length is attribution mean's
-GATED_LENGTH_WEIGHT = 0.8  # its mean length is that of share, gated
+GATED_LENGTH_WEIGHT = 0.8  # its mean length is that of share, gated, 10 steps
 CORE = {
     "outcome only": "--saliency none",
     "mask restored": "--saliency mask",
@@ -84,7 +84,9 @@ SIGN_SHARDS, SIGN_QUESTIONS = 8, 25
 
 
 def slug(arm: str, seed: int) -> str:
-    return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+    """The name of an arm's or a pilot's files."""
+    kind = "pilot-" if arm in PILOTS else ""
+    return f"{kind}{arm.replace(',', '').replace(' ', '-')}-{seed}"
 
 
 def train_command(arm: str, seed: int) -> list[str]:
@@ -153,9 +155,9 @@ def sign_shard(sitting: Sitting, number: int) -> None:
         os.replace(part, out)
 
 
-def train(sitting: Sitting, arm: str, seed: int, name: str) -> Path:
+def train(sitting: Sitting, arm: str, seed: int) -> Path:
     """The finished run's folder. ValueError when what it holds is a run of other settings."""
-    folder = RUNS / name
+    folder = RUNS / slug(arm, seed)
     if (folder / "config.json").exists():  # gone on with by its saved settings, so look first
         saved = json.loads((folder / "config.json").read_text())
         wanted = dataclasses.asdict(parse_args(train_command(arm, seed)[1:]))
@@ -163,24 +165,22 @@ def train(sitting: Sitting, arm: str, seed: int, name: str) -> Path:
             raise ValueError(f"{folder} is of other settings; remove it")
     if not (folder / "checkpoint").exists():
         command = [*train_command(arm, seed), "--out", folder, "--resume", "auto"]
-        sitting.run(command, RUNS / f"{name}.log")
+        sitting.run(command, RUNS / f"{folder.name}.log")
     return folder
 
 
 def run_arm(sitting: Sitting, arm: str, seed: int) -> None:
-    name = slug(arm, seed)
-    out = KEPT / f"{name}.json"
+    out = KEPT / f"{slug(arm, seed)}.json"
     if not out.exists():
-        folder = train(sitting, arm, seed, name)
+        folder = train(sitting, arm, seed)
         evaluate(sitting, folder / "checkpoint", folder)
         write(out, {"arm": arm, "seed": seed, **read_training(folder), **read_evaluations(folder)})
 
 
 def run_pilot(sitting: Sitting, pilot: str) -> None:
-    name = f"pilot-{slug(pilot, 0)}"
-    out = KEPT / f"{name}.json"
+    out = KEPT / f"{slug(pilot, 0)}.json"
     if not out.exists():
-        folder = train(sitting, pilot, 0, name)
+        folder = train(sitting, pilot, 0)
         write(out, {"pilot": pilot, "seed": 0, **read_training(folder)})
 
 

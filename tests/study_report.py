@@ -7,7 +7,6 @@ is computed here from docs/study/*.json.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import random
@@ -105,6 +104,11 @@ def interval(one: Seeds, less: Seeds | None = None, relative=False, draws: int =
     }
 
 
+def values(one: Seeds) -> list[float]:
+    """The ratio of sums over questions, of each seed."""
+    return [float(np.divide(*np.sum(list(one[seed].values()), axis=0))) for seed in sorted(one)]
+
+
 def load() -> dict[str, dict[int, dict]]:
     """arm -> seed -> what is kept of that run; the start and ARMS, in their order."""
     arms: dict[str, dict[int, dict]] = {name: {} for name in ("start", *ARMS)}
@@ -166,7 +170,6 @@ def tersest_trace(problem: micro_task.MicroProblem) -> str:
     return min(draws, key=len)
 
 
-@functools.cache
 def tersest(count: int) -> dict[str, Ratios]:
     """Table 1, but for accuracy, of the tersest traces of the first held-out problems."""
     problems, tokenizer = micro_task.load("heldout", count), Tokenizer.from_directory(MICRO)
@@ -269,9 +272,13 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def headings(columns: dict, unit: str) -> list[str]:
+    """The columns' titles, with the unit where they are in percent."""
+    return [f"{title}, {unit}" if percent else title for title, percent in columns.values()]
+
+
 def arms_table(arms: dict[str, dict], measures: dict[str, dict], columns: dict) -> str:
     """A row an arm, its number of seeds in parentheses."""
-    units = [f"{title}, %" if percent else title for title, percent in columns.values()]
     rows = []
     for name, runs in arms.items():
         cells = [
@@ -279,13 +286,14 @@ def arms_table(arms: dict[str, dict], measures: dict[str, dict], columns: dict) 
             for key, (_, percent) in columns.items()
         ]
         rows.append([name if name in ("start", TERSEST) else f"{name} ({len(runs)})", *cells])
-    return table(["arm (seeds)", *units], rows)
+    return table(["arm (seeds)", *headings(columns, "%")], rows)
 
 
 def difference_table(measures, names, base: str, columns: dict, relative=False) -> str:
     """A row an arm: its measures less the base arm's, seed by seed, or their relative change."""
-    unit = ", %" if relative else ", points"
-    heads = [title + unit * (percent or relative) for title, percent in columns.values()]
+    heads = headings(columns, "points")
+    if relative:
+        heads = [f"{title}, %" for title, _ in columns.values()]
     rows = []
     for name in names:
         if name in (base, "start"):
@@ -357,8 +365,8 @@ def aims_table(measures: dict[str, dict]) -> str:
             return "No seed in common yet."
         most = interval(floor[key], base[key], relative=relative) if key in floor else None
         aimed = f"{'at least' if more else 'at most'} {100 * aim:+.0f}{'%' * relative}"
-        values = [cell(one, True, signed=True) for one in (found, most)]
-        rows.append([title, aimed, values[0], reached(found, aim, more), values[1]])
+        cells = [cell(one, True, signed=True) for one in (found, most)]
+        rows.append([title, aimed, cells[0], reached(found, aim, more), cells[1]])
     count = len(base["tokens"])
     heads = [f"{DEFAULT} against outcome only ({count})", "aim", "found", "reached"]
     return table([*heads, f"the {TERSEST} against outcome only"], rows)
@@ -367,40 +375,40 @@ def aims_table(measures: dict[str, dict]) -> str:
 def room_table(measures: dict[str, dict], control: str) -> str:
     """The default's faithfulness less the control's, beside what the control leaves to be won."""
     here, base = seeds_of_all(measures[DEFAULT], measures[control])
-    length = interval(here["tokens"], base["tokens"])
-    if length is None:
+    if not base["tokens"]:
         return "No seed in common yet."
+    longer = np.mean(values(here["tokens"])) - np.mean(values(base["tokens"]))
     rows = []
     for key, (title, percent) in FAITHFULNESS.items():
         less = "less is better" in title
-        found, own = interval(here[key], base[key]), interval(base[key])["value"]
+        found, own = interval(here[key], base[key]), np.mean(values(base[key]))
         room = abs(BOUNDS.get(key, 0.0 if less else 1.0) - own)
         scale, form = (100, "{:.1f}") if percent else (1, "{:.3f}")
         _, low, high = towards(found, not less)
         says = "better" if low > 0 else "worse" if high < 0 else "nothing"
-        values = [form.format(scale * value) for value in (own, room)]
-        rows.append([title + ", points" * percent, *values, cell(found, percent, True), says])
-    claim = f"{DEFAULT} less {control} (longer by {length['value']:.1f} tokens)"
+        numbers = [form.format(scale * value) for value in (own, room)]
+        rows.append([title + ", points" * percent, *numbers, cell(found, percent, True), says])
+    claim = f"{DEFAULT} less {control} (longer by {longer:.1f} tokens)"
     heads = [f"{control} ({len(base['tokens'])})", "the most to be won", claim]
     return table(["measure", *heads, "the interval says"], rows)
 
 
-def shorter_table(arms: dict[str, dict]) -> str:
-    """How many of each arm's held-out traces undercut the tersest, and how many of these answer."""
+def shorter_table(arms: dict[str, dict], floor: Ratios) -> str:
+    """How many of each arm's held-out traces undercut the tersest, and how many of these answer.
+
+    floor: the tersest traces' tokens, of every question.
+    """
     rows = []
     for name, runs in arms.items():
-        asked = {problem for run in runs.values() for problem in run["heldout"]}
-        floor = tersest(len(asked))["tokens"]
         traces = [
             (correct, tokens < floor[problem][0])
             for run in runs.values()
             for problem, samples in run["heldout"].items()
-            if problem in floor
             for correct, _, _, _, tokens, *_ in samples
         ]
         under = [correct for correct, shorter in traces if shorter]
         right = f"{np.mean(under):.1%}" if under else "-"
-        rows.append([name, f"{len(under) / max(1, len(traces)):.1%}", right])
+        rows.append([name, f"{len(under) / len(traces):.1%}", right])
     return table(["arm", f"shorter than the {TERSEST}", "right, of these"], rows)
 
 
@@ -424,13 +432,12 @@ def seeds_table(measures: dict[str, dict], names) -> str:
     rows = [
         [name, *(
             ", ".join(f"{(100 if percent else 1) * value:.1f}"
-                      for value in interval(measures[name][key])["seeds"])
+                      for value in values(measures[name][key]))
             for key, (_, percent) in COLUMNS.items()
         )]
         for name in names
     ]  # fmt: skip
-    heads = [f"{title}, %" if percent else title for title, percent in COLUMNS.values()]
-    return table(["arm", *heads], rows)
+    return table(["arm", *headings(COLUMNS, "%")], rows)
 
 
 def pilots_table(pilots: dict[str, dict]) -> str:
@@ -465,7 +472,7 @@ def matched_table(arms: dict[str, dict], base: str) -> str:
         cells = [cell(found[key], percent, True) for key, (_, percent) in columns.items()]
         seeds = len(runs.keys() & arms[base].keys())
         rows.append([f"{name} ({seeds})", *cells, " / ".join(counts)])
-    heads = [title + ", points" * percent for title, percent in columns.values()]
+    heads = headings(columns, "points")
     return table(
         [f"against {base} (seeds of both)", *heads, "pairs of traces: reliance / map"], rows
     )
@@ -571,7 +578,9 @@ def report() -> None:
         del by_other["length"]
         parts["sign, length fixed"] = sign.markdown(by_other)
     if "start" in arms:
-        measures[TERSEST] = by_measure(dict.fromkeys(seeds, tersest(len(start["heldout"]))))
+        floor = tersest(len(start["heldout"]))
+        measures[TERSEST] = by_measure(dict.fromkeys(seeds, floor))
+        parts["shorter"] = shorter_table(trained, floor["tokens"])
         parts["baselines"] = map_baselines({0: start})
         parts["against start"] = difference_table(measures, trained, "start", COLUMNS)
     if trained:
@@ -579,7 +588,6 @@ def report() -> None:
         parts["arms"] = arms_table(arms | {TERSEST: {}}, measures, COLUMNS)
         parts["faithfulness"] = arms_table(arms, measures, FAITHFULNESS)
         parts["costs"] = costs_table(trained)
-        parts["shorter"] = shorter_table(trained)
         parts["seeds"] = seeds_table(measures, trained)
         parts["matched"] = "\n\n".join(matched_table(trained, control) for control in controls)
     for base in ("outcome only", *controls):

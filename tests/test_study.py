@@ -250,18 +250,18 @@ def test_a_run_of_other_settings_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RUNS", tmp_path)
     folder, commands = tmp_path / "outcome-only-0", []
     sitting = types.SimpleNamespace(run=lambda command, log: commands.append(command))
-    assert study.train(sitting, "outcome only", 0, "outcome-only-0") == folder
+    assert study.train(sitting, "outcome only", 0) == folder
     assert commands[0][: len(study.train_command("outcome only", 0))] == study.train_command(
         "outcome only", 0
     )
     folder.mkdir()  # begun, and not ended
     settings = dataclasses.asdict(parse_args(study.train_command("outcome only", 0)[1:]))
     (folder / "config.json").write_text(json.dumps(settings | {"out": str(folder)}))
-    study.train(sitting, "outcome only", 0, "outcome-only-0")
+    study.train(sitting, "outcome only", 0)
     assert len(commands) == 2 and commands[1] == commands[0]
     (folder / "config.json").write_text(json.dumps(settings | {"lr": 1.0}))
     with pytest.raises(ValueError, match="of other settings"):
-        study.train(sitting, "outcome only", 0, "outcome-only-0")
+        study.train(sitting, "outcome only", 0)
 
 
 def test_the_tersest_trace_is_one_bare_equation_a_step():
