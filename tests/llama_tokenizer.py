@@ -33,7 +33,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer(directory, texts, chat=True, vocab_size=600):
-    """Trains on `texts` and writes what data.prompts.Tokenizer reads; returns the directory.
+    """Trains on `texts` and writes what data.tokenizer.Tokenizer reads; returns the directory.
 
     Special tokens take the last ids, as in Llama 3. A piece that is common in `texts` becomes one
     token, e.g. " #####". chat=False writes no template and one EOS, as a base model does.

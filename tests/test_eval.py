@@ -10,7 +10,7 @@ from spacy.training import Example
 
 import eval as evaluation
 from data import Problem, load_problems
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from eval import evaluate, load_spacy, summarize, table
 from model import Llama
 from table1 import describe_spacy, pass_at_k, word_counts

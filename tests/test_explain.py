@@ -16,7 +16,7 @@ import explain
 import heat
 from atman import MaskConfig, optimize_masks, token_saliency
 from data import instruction
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from data.traces import split_trace
 from explain import Request
 from model import Llama

@@ -10,7 +10,7 @@ import torch
 import faithfulness
 from atman import MaskConfig
 from data import instruction, load_problems
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from eval import evaluate
 from faithfulness import (

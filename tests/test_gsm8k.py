@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data import download, gsm8k
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from tests.file_server import serving
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from data import DATASETS, instruction, load_problems, mmlu
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from tests.file_server import serving
 

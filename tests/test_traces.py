@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from data.traces import (
     LETTERS,
     gold_tail,

@@ -20,7 +20,7 @@ import train
 from atman import MaskConfig
 from config import parse_args
 from data import load_problems
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from model import Llama
 from ranks import Progress, Ranks, pick_device
 from tests.scaling import LIMIT, apart

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.prompts import Tokenizer
+from data.tokenizer import Tokenizer
 from grpo import generate
 from model import Llama
 

@@ -3,7 +3,7 @@ import json
 import pytest
 import tokenizers
 
-from data.prompts import BASE_PROMPT, Tokenizer
+from data.tokenizer import BASE_PROMPT, Tokenizer
 from tests import tiny
 from tests.llama_tokenizer import CHAT_TEMPLATE, build_tokenizer
 
