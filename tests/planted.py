@@ -17,8 +17,8 @@ import random
 import torch
 
 from data.traces import split_trace
-from faithfulness import Case
-from grpo import generate
+from lab.measure.faithfulness import Case
+from lab.run.sampling import generate
 from model import Llama, LlamaConfig
 
 HEAD_DIM, THETA = 16, 1e5  # pair j of dimensions, j and j + 8, turns by THETA^(-j/8) per token

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import atman
 from atman import MaskConfig, MaskResult, optimize_masks, rollout_saliency, token_saliency
-from cache import Prefill
-from suffix import Suffix
+from lab.run.sampling import Prefill
+from lab.run.suffix import Suffix
 from tests import plain_masks, tiny
 
 # Three ragged rollouts; no part has the same lengths order as another.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cache import Prefill, RolloutCache
+from lab.run.sampling import Prefill, RolloutCache
 from tests import tiny
 
 PROMPTS = tiny.ids(1, 4, 7, 1)

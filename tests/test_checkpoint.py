@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
+from lab.run import checkpoint
 from model import Llama, LlamaConfig
 from tests import tiny
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-import bootstrap
+from lab.measure import bootstrap
 import eval as evaluation
 from atman import MaskConfig, optimize_masks
-from bootstrap import difference, interval
-from compare import (
+from lab.measure.bootstrap import difference, interval
+from lab.measure.compare import (
     DIFFERENCE_HEADS,
     Arm,
     compare_arms,
@@ -31,7 +31,7 @@ from compare import (
     nearest_lengths,
     reliance_ratios,
 )
-from journal import Journal
+from lab.measure.folder import Journal
 from model import Llama
 from tests.test_eval import trained_pipeline
 

@@ -13,7 +13,7 @@ from data import Problem, load_problems
 from data.tokenizer import Tokenizer
 from eval import evaluate, load_spacy, summarize, table
 from model import Llama
-from table1 import describe_spacy, pass_at_k, word_counts
+from lab.measure.table1 import describe_spacy, pass_at_k, word_counts
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one():

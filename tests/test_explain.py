@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import explain
-import heat
+from lab.show import explain
+from lab.show import heat
 from atman import MaskConfig, optimize_masks, token_saliency
 from data import instruction
 from data.tokenizer import Tokenizer
 from data.traces import split_trace
-from explain import Request
+from lab.show.explain import Request
 from model import Llama
 
 ROOT = Path(__file__).parent.parent

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import faithfulness
+from lab.measure import faithfulness
 from atman import MaskConfig
 from data import instruction, load_problems
 from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from eval import evaluate
-from faithfulness import (
+from lab.measure.faithfulness import (
     Case,
     Erased,
     altered_number,

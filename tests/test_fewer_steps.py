@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atman import MaskConfig
-from tests.fewer_steps import (
+from lab.study.fewer_steps import (
     kendall,
     label_auroc,
     loss_alone,

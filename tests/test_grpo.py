@@ -15,7 +15,7 @@ from grpo import (
 )
 from model import Llama
 from tests import tiny
-from tests.bench import saved_bytes
+from lab.study.bench import saved_bytes
 
 PROMPTS = tiny.ids(1, 3, 6, 1, 4)
 

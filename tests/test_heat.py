@@ -10,8 +10,8 @@ import unicodedata
 
 import pytest
 
-import heat
-from heat import HeatMap, Piece, equation_spans, level, sentence_spans
+from lab.show import heat
+from lab.show.heat import HeatMap, Piece, equation_spans, level, sentence_spans
 
 # What a page may hold, and nothing that loads, runs or navigates.
 ELEMENTS = set("html head meta title style body h1 h2 h3 h4 p i bdi small span div article section "

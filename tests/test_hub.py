@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from hub import INDEX, NO_NAME, checkpoint_directory, weights_of
+from lab.run.hub import INDEX, NO_NAME, checkpoint_directory, weights_of
 
 ROOT = Path(__file__).parent.parent
 NAME = "owner/name"

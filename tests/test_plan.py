@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import atman
 import config
-import plan
+from lab.run import plan
 import train
-from cache import Prefill, RolloutCache
+from lab.run.sampling import Prefill, RolloutCache
 from data import DATASETS, load_problems
 from grpo import score_tokens, token_logprobs
 from model import Llama
-from suffix import Suffix
+from lab.run.suffix import Suffix
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-import ranks
-from ranks import Ranks
+from lab.run import ranks
+from lab.run.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import os, sys, time
-from ranks import Ranks
+from lab.run.ranks import Ranks
 
 ranks = Ranks.start("cpu")
 
@@ -87,7 +87,7 @@ def test_one_process_has_nobody_to_wait_for():
 
 SIGNALLED = """
 import os, signal
-from ranks import Interrupted, Ranks, Stop, together
+from lab.run.ranks import Interrupted, Ranks, Stop, together
 
 ranks, stop = Ranks.start("cpu"), Stop()
 gather = Ranks.gather

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import study_report
-from tests.study import DEFAULT
+from lab.study.__main__ import DEFAULT
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

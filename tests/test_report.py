@@ -10,11 +10,11 @@ import warnings
 
 import pytest
 
-import report
-from compare import RELIANCE, Arm, compare_arms, matched_traces, measures
+from lab.show import report
+from lab.measure.compare import RELIANCE, Arm, compare_arms, matched_traces, measures
 from eval import arm_results
-from faithfulness import FRACTIONS
-from table1 import ROWS, load_spacy, summarize, word_spans
+from lab.measure.faithfulness import FRACTIONS
+from lab.measure.table1 import ROWS, load_spacy, summarize, word_spans
 from tests.test_heat import HOSTILE, Reader, acts, contrast, rgb
 
 ELEMENTS = set(

@@ -22,15 +22,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import runs
+from lab.run import runs
 import train
-from config import parse_args
+from train import parse_args
 from model import Llama
-from optimizer import make_optimizer
-from ranks import Progress, Ranks
-from runs import RunFolder
+from lab.run.policy import make_optimizer
+from lab.run.ranks import Progress, Ranks
+from lab.run.runs import RunFolder
 from tests import kills
-from tests.kills import SETTINGS, differences, kill_at, kill_one, timeless
+from lab.study.kills import SETTINGS, differences, kill_at, kill_one, timeless
 
 ROOT = Path(__file__).parent.parent
 TINY = [*SETTINGS, "--steps", "3", "--save-every", "1"]  # the later flag counts

@@ -19,13 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import grpo
 import train
-from config import parse_args
+from train import parse_args
 from grpo import update_policy
 from model import store_by_input
-from optimizer import gather_state, make_optimizer, scatter_state
-from ranks import Ranks
+from lab.run.policy import gather_state, make_optimizer, scatter_state
+from lab.run.ranks import Ranks
 from tests import scaling, tiny
-from tests.scaling import apart
+from lab.study.scaling import apart
 
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import bootstrap
+from lab.measure import bootstrap
 from atman import MaskConfig, optimize_masks, token_saliency
-from config import parse_args
+from train import parse_args
 from data import micro_task
-from table1 import WORDS, table1_ratios
+from lab.measure.table1 import WORDS, table1_ratios
 from tests import sign, study, study_report, tiny
 
 CONFIG = MaskConfig.in_steps(4)

@@ -6,9 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import atman
 from atman import MaskConfig
-from cache import Prefill
+from lab.run.sampling import Prefill
 from model import masked_attention
-from suffix import Suffix, SuffixAttention
+from lab.run.suffix import Suffix, SuffixAttention
 from tests import bench, plain_masks, tiny
 
 PARTS = (

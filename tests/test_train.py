@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 import eval as evaluation
 import train
 from atman import MaskConfig
-from config import parse_args
+from train import parse_args
 from data import load_problems
 from data.tokenizer import Tokenizer
 from model import Llama
-from ranks import Progress, Ranks, pick_device
-from tests.scaling import LIMIT, apart
+from lab.run.ranks import Progress, Ranks, pick_device
+from lab.study.scaling import LIMIT, apart
 from train import draw_questions, fill_missing, shuffle
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.tokenizer import Tokenizer
-from grpo import generate
+from lab.run.sampling import generate
 from model import Llama
 
 FIXTURES = Path(__file__).parent / "parity"
