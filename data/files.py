@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all, and JSON that is read or explained.
 
     write_file("runs/a/config.json", json_text(settings))
-    with whole_folder("runs/a/checkpoint") as part:     # files written into part; then it has the name
+    with whole_folder("runs/a/checkpoint") as part:  # the body writes its files into part
         ...
     config = read_json(Path("data/micro/config.json"))
 
@@ -24,7 +24,7 @@ def write_file(path, content: str | bytes) -> None:
     Raises OSError, with the old file as it was, when the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")  # after a kill, the next write clears it
     content = content.encode() if isinstance(content, str) else content
     with writing(path):
         try:

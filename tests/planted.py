@@ -16,8 +16,8 @@ import random
 
 import torch
 
-from data.traces import split_trace
-from lab.measure.faithfulness import Case
+from data import Problem
+from data.traces import Rollout, Trace, split_trace
 from lab.run.sampling import generate
 from model import Llama, LlamaConfig
 
@@ -73,7 +73,13 @@ def reasoner(kind, tokenizer) -> Llama:
     return model
 
 
-def planted_cases(model, tokenizer, count=16, seed=0) -> list[Case]:
+def rollout_of(trace: Trace, gold: str, question="", prompt=(0,), seed=(0,)) -> Rollout:
+    """A trace by hand as the measures take it."""
+    completion = trace.reasoning + trace.delimiter + trace.answer
+    return Rollout(Problem("p", question, gold), list(prompt), completion, trace, seed=seed)
+
+
+def planted_rollouts(model, tokenizer, count=16, seed=0) -> list[Rollout]:
     """Traces with three numbers, none of them the question's, that end in the model's own answer.
 
     8 prompt tokens, the second a number; 16 reasoning tokens, the last a number, all other words.
@@ -95,6 +101,6 @@ def planted_cases(model, tokenizer, count=16, seed=0) -> list[Case]:
     said = generate(model, contexts, 5, 0, tokenizer.eos_ids)
     traces = [split_trace(a + b, tokenizer) for a, b in zip(reasonings, said, strict=True)]
     return [
-        Case(prompt, question, trace, trace.number, (seed, n))
+        rollout_of(trace, trace.number, question, prompt, (seed, n))
         for n, (prompt, question, trace) in enumerate(zip(prompts, questions, traces, strict=True))
     ]

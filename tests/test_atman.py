@@ -1,3 +1,9 @@
+"""The mask by independent arithmetic: Eq. 1 to 3 of atman.py.
+
+The tests of the optimisation run twice: over `plain_logits`, the whole model at every step, and
+over `Suffix.logits`, which promises the same numbers.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -5,22 +11,29 @@ import torch
 import torch.nn.functional as F
 
 import atman
-from atman import MaskConfig, MaskResult, optimize_masks, rollout_saliency, token_saliency
-from lab.run.sampling import Prefill
-from lab.run.suffix import Suffix
-from tests import plain_masks, tiny
-
-# Three ragged rollouts; no part has the same lengths order as another.
-PARTS = (
-    tiny.ids(1, 2, 4, 3),  # prompts
-    tiny.ids(2, 5, 3, 7),  # reasonings
-    tiny.ids(3, 1, 2, 1),  # delimiters
-    tiny.ids(4, 1, 3, 2),  # answers
+from atman import (
+    MaskConfig,
+    Masks,
+    lay_out,
+    optimize_masks,
+    plain_logits,
+    rollout_saliency,
+    token_saliency,
 )
+from tests import tiny
+from tests.tiny import suffix_logits
+
+# Three ragged rollouts: the lengths of no two parts are in the same order.
+PROMPTS, REASONINGS = tiny.ids(1, 2, 4, 3), tiny.ids(2, 5, 3, 7)
+DELIMITERS, ANSWERS = tiny.ids(3, 1, 2, 1), tiny.ids(4, 1, 3, 2)
+ROLLOUTS = list(zip(PROMPTS, REASONINGS, DELIMITERS, ANSWERS, strict=True))
+
+both_ways = pytest.mark.parametrize("logits_of", [plain_logits, suffix_logits])
 
 
-def alone(n):
-    return tuple([part[n]] for part in PARTS)
+def learn(model, rollouts, config, logits_of=plain_logits) -> Masks:
+    batch = lay_out(rollouts, "cpu")
+    return optimize_masks(model, batch, config, logits_of(model, batch))
 
 
 def plain_loop(model, prompt, reasoning, delimiter, answer, config):
@@ -56,30 +69,26 @@ def plain_loop(model, prompt, reasoning, delimiter, answer, config):
     return states, gradients, torch.tensor(losses, dtype=torch.float64)
 
 
-def answer_loss(model, batch, additive, prompts=PARTS[0]):
-    """Each rollout's loss (B,) with additive (B, R, T) on the scores."""
-    suffix = Suffix(model, Prefill(model, prompts), prompts, batch.tokens, batch.answer_rows)
-    return atman.answer_loss(suffix.logits(additive), batch)
-
-
 def region_of(n):
     """R, T of rollout n."""
-    T = len(PARTS[1][n])
-    return T + len(PARTS[2][n]) + len(PARTS[3][n]) - 1, T
+    T = len(REASONINGS[n])
+    return T + len(DELIMITERS[n]) + len(ANSWERS[n]) - 1, T
 
 
 # The loss and its gradient
 
 
-def test_gradient_equals_finite_differences():
-    model = tiny.llama(dtype=torch.float64)
-    batch = atman.pack(*PARTS, "cpu")
+@both_ways
+def test_gradient_equals_finite_differences(logits_of):
+    model = tiny.llama(dtype=torch.float64).requires_grad_(False)
+    batch = lay_out(ROLLOUTS, "cpu")
+    logits = logits_of(model, batch)
     generator = torch.Generator().manual_seed(5)
     H = torch.rand(batch.region.shape, generator=generator, dtype=torch.float64) * 0.7 - 0.5
     H = (H * batch.region).requires_grad_()
 
     def loss(H):
-        return answer_loss(model, batch, (10.0 * H.clamp(max=0)) * batch.region).sum()
+        return atman.answer_loss(logits((10.0 * H.clamp(max=0)) * batch.region), batch).sum()
 
     (gradient,) = torch.autograd.grad(loss(H), H)
     H = H.detach()
@@ -89,33 +98,42 @@ def test_gradient_equals_finite_differences():
     for entry in batch.region.nonzero().tolist():
         step = torch.zeros_like(H)
         step[tuple(entry)] = 1e-5
-        difference = (loss(H + step) - loss(H - step)).item() / 2e-5
+        with torch.no_grad():
+            difference = (loss(H + step) - loss(H - step)).item() / 2e-5
         assert gradient[tuple(entry)].item() == pytest.approx(difference, rel=1e-6, abs=1e-8)
 
 
+@both_ways
 @torch.no_grad()
-def test_fully_masked_reasoning_is_hidden_from_the_answer():
+def test_fully_masked_reasoning_is_hidden_from_the_answer(logits_of):
     model = tiny.llama()
-    other = (PARTS[0], tiny.ids(6, 5, 3, 7), *PARTS[2:])
-    one, two = atman.pack(*PARTS, "cpu"), atman.pack(*other, "cpu")
-    hidden = -1e4 * one.region
-    expected = answer_loss(model, one, hidden)
-    torch.testing.assert_close(answer_loss(model, two, hidden), expected, atol=1e-6, rtol=0)
+    changed_reasonings = zip(PROMPTS, tiny.ids(6, 5, 3, 7), DELIMITERS, ANSWERS, strict=True)
+    batches = [lay_out(rollouts, "cpu") for rollouts in (ROLLOUTS, list(changed_reasonings))]
+    logits = [logits_of(model, batch) for batch in batches]
+
+    def losses(mask):
+        return [
+            atman.answer_loss(of_batch(mask), batch)
+            for of_batch, batch in zip(logits, batches, strict=True)
+        ]
+
+    hiding = -1e4 * batches[0].region
+    torch.testing.assert_close(*losses(hiding), atol=1e-6, rtol=0)
     # The delimiter, left open, would carry the reasoning to the answer: so would the answer itself.
     for n in range(3):
         R, T = region_of(n)
-        D = len(PARTS[2][n])
+        D = len(DELIMITERS[n])
         for rows in (slice(T, T + D), slice(T + D - 1, R)):
-            leaky = hidden.clone()
+            leaky = hiding.clone()
             leaky[n, rows] = 0
-            changed = answer_loss(model, two, leaky) - answer_loss(model, one, leaky)
-            assert (changed.abs() > 1e-3).tolist() == [n == row for row in range(3)]
+            before, after = losses(leaky)
+            assert ((after - before).abs() > 1e-3).tolist() == [n == row for row in range(3)]
 
 
 @torch.no_grad()
 def test_fully_masked_reasoning_leaves_the_answer_logits():
     model = tiny.llama()
-    (prompt, reasoning, delimiter, answer), (other,) = (part[1] for part in PARTS), tiny.ids(6, 3)
+    (prompt, reasoning, delimiter, answer), (changed,) = ROLLOUTS[1], tiny.ids(6, 3)
     P, T = len(prompt), len(reasoning)
 
     def answer_logits(reasoning, rows):
@@ -125,191 +143,115 @@ def test_fully_masked_reasoning_leaves_the_answer_logits():
         return model(sequence, mask=mask)[0, P + T + len(delimiter) - 1 :]
 
     for rows in (slice(P, None), slice(P + T, None)):  # the reasoning's own rows do not matter
-        same = answer_logits(reasoning, rows) - answer_logits(other, rows)
+        same = answer_logits(reasoning, rows) - answer_logits(changed, rows)
         assert same.abs().max() < 1e-6
     open_delimiter = slice(P + T + len(delimiter), None)
-    leak = answer_logits(reasoning, open_delimiter) - answer_logits(other, open_delimiter)
+    leak = answer_logits(reasoning, open_delimiter) - answer_logits(changed, open_delimiter)
     assert (leak.abs().amax(1) > 1e-2).all()
 
 
+@both_ways
 @torch.no_grad()
-def test_answer_tokens_are_targets_and_the_last_one_only_that():
+def test_answer_tokens_are_targets_and_the_last_one_only_that(logits_of):
     # Summed over every possible last token, the likelihoods of one answer's endings make 1.
     model = tiny.llama(dtype=torch.float64)
-    prompt, reasoning, delimiter, (first, second) = (part[2] for part in PARTS)
-    many = [[prompt] * 64, [reasoning] * 64, [delimiter] * 64]
-    batch = atman.pack(*many, [[first, last] for last in range(64)], "cpu")
+    prompt, reasoning, delimiter, (first, _) = ROLLOUTS[2]
+    endings = [(prompt, reasoning, delimiter, [first, last]) for last in range(64)]
+    batch = lay_out(endings, "cpu")
     assert (batch.tokens == batch.tokens[0]).all() and batch.tokens[0, -1] == first
-    none = torch.zeros_like(batch.region, dtype=torch.float64)
-    losses = answer_loss(model, batch, none, [prompt] * 64)
+    unmasked = logits_of(model, batch)(torch.zeros_like(batch.region, dtype=torch.float64))
+    losses = atman.answer_loss(unmasked, batch)
     sequence = prompt + reasoning + delimiter
     logprobs = model(torch.tensor([sequence]))[0, -1].log_softmax(-1)
-    endings = (-2 * losses - logprobs[first]).exp()  # the mean loss times 2, less the first token's
-    assert endings.sum().item() == pytest.approx(1, abs=1e-9)
-    assert endings.max() - endings.min() > 0.01
+    likelihoods = (-2 * losses - logprobs[first]).exp()  # twice the mean, less the first token's
+    assert likelihoods.sum().item() == pytest.approx(1, abs=1e-9)
+    assert likelihoods.max() - likelihoods.min() > 0.01
 
 
+@both_ways
 @pytest.mark.parametrize("init", [-0.4, 0.0])
-def test_loss_before_any_step(init):
+def test_losses_before_any_step_and_without_a_mask(init, logits_of):
     model = tiny.llama(dtype=torch.float64)
-    result = optimize_masks(model, *PARTS, MaskConfig(steps=0, init=init))
-    assert result.losses.shape == (1, 3)
-    assert torch.equal(result.mask, init * result.region.double())
-    assert torch.equal(result.attribution, torch.zeros_like(result.mask))
-    for n in range(3):
-        prompt, reasoning, delimiter, answer = (part[n] for part in PARTS)
+    masks = learn(model, ROLLOUTS, MaskConfig(steps=0, init=init), logits_of)
+    assert masks.losses.shape == (1, 3) and masks.unmasked.shape == (3,)
+    assert torch.equal(masks.H, init * masks.region.double())
+    assert torch.equal(masks.attribution, torch.zeros_like(masks.H))
+    for n, (prompt, reasoning, delimiter, answer) in enumerate(ROLLOUTS):
         sequence = torch.tensor([prompt + reasoning + delimiter + answer])
         mask = torch.zeros(sequence.shape[1], sequence.shape[1], dtype=torch.float64)
         mask[len(prompt) :, len(prompt) : len(prompt) + len(reasoning)] = 10 * init
-        logits = model(sequence, mask=mask if init else None)[0, -len(answer) - 1 : -1]
-        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
-        torch.testing.assert_close(result.losses[0, n], expected, atol=1e-9, rtol=0)
-
-
-def test_unmasked_is_the_loss_of_the_plain_model():
-    model = tiny.llama(dtype=torch.float64)
-    result = optimize_masks(model, *PARTS, MaskConfig(steps=2))
-    assert result.unmasked.shape == (3,)
-    for n in range(3):
-        sequence = torch.tensor([[token for part in PARTS for token in part[n]]])
-        answer = torch.tensor(PARTS[3][n])
-        expected = F.cross_entropy(model(sequence)[0, -len(answer) - 1 : -1], answer)
-        torch.testing.assert_close(result.unmasked[n], expected, atol=1e-9, rtol=0)
-    assert (result.unmasked - result.losses).abs().min() > 1e-4  # no step of the mask is near
+        for loss, applied in ((masks.losses[0, n], mask), (masks.unmasked[n], None)):
+            logits = model(sequence, mask=applied)[0, -len(answer) - 1 : -1]
+            expected = F.cross_entropy(logits, torch.tensor(answer))
+            torch.testing.assert_close(loss, expected, atol=1e-9, rtol=0)
+    if init:
+        assert (masks.unmasked - masks.losses).abs().min() > 1e-4
 
 
 # The optimisation
 
 
+@both_ways
 @pytest.mark.parametrize("sparsity", [0.0, 0.01])
-def test_optimisation_equals_a_plain_loop(sparsity):
+def test_optimisation_equals_a_plain_loop(sparsity, logits_of):
     model = tiny.llama(dtype=torch.float64)
     # A rate at which entries cross zero, where the clamp takes their gradient away.
     config = MaskConfig(steps=12, lr=0.08, sparsity=sparsity)
-    result = optimize_masks(model, *PARTS, config)
-    assert (result.mask > 0).any() and (result.mask < -0.8).any()
-    for n in range(3):
-        states, gradients, losses = plain_loop(model, *(part[n] for part in PARTS), config)
+    masks = learn(model, ROLLOUTS, config, logits_of)
+    assert (masks.H > 0).any() and (masks.H < -0.8).any()
+    for n, rollout in enumerate(ROLLOUTS):
+        states, gradients, losses = plain_loop(model, *rollout, config)
         R, T = region_of(n)
-        torch.testing.assert_close(result.mask[n, :R, :T], states[-1], atol=1e-9, rtol=0)
-        torch.testing.assert_close(result.losses[:, n], losses, atol=1e-9, rtol=0)
+        torch.testing.assert_close(masks.H[n, :R, :T], states[-1], atol=1e-9, rtol=0)
+        torch.testing.assert_close(masks.losses[:, n], losses, atol=1e-9, rtol=0)
         earned = torch.zeros(R, T, dtype=torch.float64)
         for k in range(config.steps):
             mean = (gradients[k] + gradients[k + 1]) / 2
             earned -= mean * (states[k + 1] - states[k])
-        torch.testing.assert_close(result.attribution[n, :R, :T], earned, atol=1e-9, rtol=0)
+        torch.testing.assert_close(masks.attribution[n, :R, :T], earned, atol=1e-9, rtol=0)
 
 
-def group_of_eight(reasoning=(9, 30)):
-    """Eight ragged rollouts of one question, all with the same gold answer."""
-    generator = torch.Generator().manual_seed(8)
-    low, high = reasoning
-    lengths = torch.randint(low, high, (8,), generator=generator).tolist()
-    (prompt, answer), delimiters = tiny.ids(9, 12, 3), tiny.ids(10, *[1, 2] * 4)
-    return [prompt] * 8, tiny.ids(11, *lengths), delimiters, [answer] * 8
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-3)])
-def test_two_hundred_steps_equal_the_plain_loops(dtype, tolerance):
-    """The paper's setting, ragged batch: the whole sequence at every step gives the same masks."""
-    model = tiny.llama(dtype=dtype, hidden_size=64)
-    parts, config = group_of_eight(), MaskConfig()
-    ours = optimize_masks(model, *parts, config)
-    plain = plain_masks.optimize_masks(model, *parts, config)
-    assert torch.equal(ours.region, plain.region)
-    for field in ("mask", "attribution", "losses"):
-        torch.testing.assert_close(
-            getattr(ours, field), getattr(plain, field), atol=tolerance, rtol=0
-        )
-    assert (plain.mask - config.init * plain.region).abs().max() > 0.05
-    for kind in ("mask", "attribution"):
-        found, expected = (rollout_saliency(result, config, kind) for result in (ours, plain))
-        assert expected.std() > 1e-3
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_half_precision_keeps_the_order_within_a_group():
-    """The same weights, rounded to bf16, computed with in float32, bf16 and float16."""
-    rounded = tiny.llama(hidden_size=64, dtype=torch.bfloat16)
-    parts, config = group_of_eight(), MaskConfig()
-    rewards = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        model = tiny.llama(hidden_size=64)
-        model.load_state_dict(rounded.state_dict())
-        result = optimize_masks(model.to(dtype), *parts, config)
-        assert result.mask.dtype == torch.float32
-        rewards[dtype] = rollout_saliency(result, config)
-    ranks = [reward.argsort().argsort().float() for reward in rewards.values()]
-    for other in ranks[1:]:
-        assert torch.corrcoef(torch.stack((ranks[0], other)))[0, 1] >= 0.97  # Spearman
-
-
-@pytest.mark.parametrize("gain", [1e-4, 1.0, 60.0])
-def test_float16_gradients_neither_vanish_nor_overflow(gain):
-    """Logits scaled by the output head: gradients far below and far above float16's range."""
-    results = []
-    for dtype in (torch.float32, torch.float16):
-        model = tiny.llama(tie_word_embeddings=False, gain=0.5)
-        with torch.no_grad():
-            model.lm_head.weight *= gain
-        # One step: where H moves by its rate whatever the gradient's size, its sign must be right.
-        results.append(optimize_masks(model.to(dtype), *PARTS, MaskConfig(steps=1)))
-    wide, half = results
-    assert half.attribution.isfinite().all() and half.losses.isfinite().all()
-    assert (half.mask - wide.mask).abs().max() < 3e-4  # of the rate, 1e-3: no sign is lost
-    earned, expected = half.attribution.abs().sum(), wide.attribution.abs().sum()
-    assert earned.item() == pytest.approx(expected.item(), rel=0.1)
-
-
-def test_a_float16_rollout_that_breaks_leaves_the_others_alone():
-    model = tiny.llama(tie_word_embeddings=False, dtype=torch.float16)
-    with torch.no_grad():
-        model.embed_tokens.weight[63] = torch.inf
-    parts = [[[token % 63 for token in row] for row in part] for part in PARTS]
-    parts[1][1][0] = 63
-    config = MaskConfig(steps=5)
-    together = optimize_masks(model, *parts, config)
-    assert together.losses[:, 1].isnan().all()
-    for n in (0, 2):
-        single = optimize_masks(model, *([part[n]] for part in parts), config)
-        R, T = region_of(n)
-        torch.testing.assert_close(together.mask[n, :R, :T], single.mask[0], atol=1e-4, rtol=0)
-        assert (single.mask - config.init * single.region).abs().max() > 3e-3
-
-
-def test_prompts_read_before_give_the_same_masks():
+def test_the_whole_model_is_the_default():
     model, config = tiny.llama(), MaskConfig(steps=3)
-    prefill = Prefill(model, [*tiny.ids(12, 6), *PARTS[0][::-1]])  # other prompts among them
-    found = optimize_masks(model, *PARTS, config, prefill=prefill)
-    expected = optimize_masks(model, *PARTS, config)
-    torch.testing.assert_close(found.mask, expected.mask, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.attribution, expected.attribution, atol=1e-6, rtol=0)
+    masks = optimize_masks(model, lay_out(ROLLOUTS, "cpu"), config)
+    expected = learn(model, ROLLOUTS, config, plain_logits)
+    assert torch.equal(masks.H, expected.H) and torch.equal(masks.losses, expected.losses)
 
 
+@both_ways
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_padded_batch_equals_each_rollout_alone(dtype, tolerance):
-    model, config = tiny.llama(dtype=dtype), MaskConfig(steps=40)
-    together = optimize_masks(model, *PARTS, config)
-    for n in range(3):
-        single = optimize_masks(model, *alone(n), config)
+def test_padded_batch_equals_each_rollout_alone(dtype, tolerance, logits_of):
+    model, config = tiny.llama(dtype=dtype), MaskConfig(steps=20)
+    together = learn(model, ROLLOUTS, config, logits_of)
+    for n, rollout in enumerate(ROLLOUTS):
+        alone = learn(model, [rollout], config, logits_of)
         R, T = region_of(n)
-        assert single.mask.shape == (1, R, T)
-        for field in ("mask", "attribution", "region"):
+        assert alone.H.shape == (1, R, T)
+        for field in ("H", "attribution", "region"):
             batched = getattr(together, field)[n]
             expected = torch.zeros_like(batched)
-            expected[:R, :T] = getattr(single, field)[0]
+            expected[:R, :T] = getattr(alone, field)[0]
             torch.testing.assert_close(batched, expected, atol=tolerance, rtol=0)
         losses = together.losses[:, n]
-        torch.testing.assert_close(losses, single.losses[:, 0], atol=tolerance, rtol=0)
+        torch.testing.assert_close(losses, alone.losses[:, 0], atol=tolerance, rtol=0)
 
 
-def test_order_in_the_batch_does_not_matter():
+@both_ways
+def test_order_in_the_batch_does_not_matter(logits_of):
     model, config = tiny.llama(dtype=torch.float64), MaskConfig(steps=5)
-    forward = optimize_masks(model, *PARTS, config)
-    backward = optimize_masks(model, *(part[::-1] for part in PARTS), config)
-    torch.testing.assert_close(forward.mask, backward.mask.flip(0), atol=1e-9, rtol=0)
+    forward = learn(model, ROLLOUTS, config, logits_of)
+    backward = learn(model, ROLLOUTS[::-1], config, logits_of)
+    torch.testing.assert_close(forward.H, backward.H.flip(0), atol=1e-9, rtol=0)
 
 
+def test_progress_counts_the_batch_at_every_step():
+    counts = []
+    batch = lay_out(ROLLOUTS, "cpu")
+    optimize_masks(tiny.llama(), batch, MaskConfig(steps=4), progress=counts.append)
+    assert counts == [3] * 4
+
+
+@both_ways
 @pytest.mark.parametrize(
     "weights, expected",
     [
@@ -318,36 +260,36 @@ def test_order_in_the_batch_does_not_matter():
         (torch.float64, torch.float64),
     ],
 )
-def test_shapes_formats_and_region(weights, expected):
-    model = tiny.llama(dtype=weights)
-    result = optimize_masks(model, *PARTS, MaskConfig(steps=2))
+def test_shapes_formats_and_region(weights, expected, logits_of):
+    masks = learn(tiny.llama(dtype=weights), ROLLOUTS, MaskConfig(steps=2), logits_of)
     assert [region_of(n) for n in range(3)] == [(6, 5), (7, 3), (9, 7)]  # T + D + A - 1, T
     R, T = 9, 7
-    assert result.mask.shape == result.region.shape == result.attribution.shape == (3, R, T)
-    assert result.mask.dtype == result.attribution.dtype == result.losses.dtype == expected
-    assert result.region.dtype == torch.bool and result.losses.shape == (3, 3)
+    assert masks.H.shape == masks.region.shape == masks.attribution.shape == (3, R, T)
+    assert masks.H.dtype == masks.attribution.dtype == masks.losses.dtype == expected
+    assert masks.region.dtype == torch.bool and masks.losses.shape == (3, 3)
     for n in range(3):
         rows, columns = region_of(n)
         for w in range(R):
             for v in range(T):
                 inside = w < rows and v < columns and w >= v
-                assert result.region[n, w, v] == inside
-                assert (result.mask[n, w, v] != 0) == inside
-    assert (result.attribution[~result.region] == 0).all()
-    assert not result.mask.requires_grad and not result.losses.requires_grad
+                assert masks.region[n, w, v] == inside
+                assert (masks.H[n, w, v] != 0) == inside
+    assert (masks.attribution[~masks.region] == 0).all()
+    assert not masks.H.requires_grad and not masks.losses.requires_grad
 
 
-def test_idle_entries_end_at_weight_decay_alone():
+@both_ways
+def test_idle_entries_end_at_weight_decay_alone(logits_of):
     # In one layer the reasoning rows, and all delimiter rows but the last, feed no answer row.
     model, config = tiny.llama(num_hidden_layers=1), MaskConfig()
-    result = optimize_masks(model, *PARTS, config)
+    masks = learn(model, ROLLOUTS, config, logits_of)
     expected = (1 - config.lr * config.weight_decay) ** 200
     assert expected == pytest.approx(0.990, abs=1e-4)
     for n in range(3):
         R, T = region_of(n)
-        idle = T + len(PARTS[2][n]) - 1
-        restored = result.mask[n, :R, :T] / config.init
-        entries = restored[:idle][result.region[n, :idle, :T]]
+        idle = T + len(DELIMITERS[n]) - 1
+        restored = masks.H[n, :R, :T] / config.init
+        entries = restored[:idle][masks.region[n, :idle, :T]]
         assert entries.tolist() == pytest.approx([expected] * len(entries), rel=1e-5)
         assert ((restored[idle:] - expected).abs() > 0.05).all()
 
@@ -360,43 +302,43 @@ def test_attribution_sums_to_the_loss_recovered():
         "coarse": MaskConfig(steps=25, lr=8e-3),
         "coarser": MaskConfig(steps=10, lr=2e-2),
     }.items():
-        result = optimize_masks(model, *PARTS, config)
-        recovered = result.losses[0] - result.losses[-1]
+        masks = learn(model, ROLLOUTS, config)
+        recovered = masks.losses[0] - masks.losses[-1]
         assert (recovered > 0.3).all()
-        errors[name] = (result.attribution.sum((1, 2)) / recovered - 1).abs()
+        errors[name] = (masks.attribution.sum((1, 2)) / recovered - 1).abs()
     assert errors["paper"].max() < 0.02
     assert errors["paper"].max() < errors["coarse"].max() < errors["coarser"].max()
 
 
 def test_one_sided_attribution_errs_more():
-    model = tiny.llama(seed=3, dtype=torch.float64, gain=1.5)
-    states, gradients, losses = plain_loop(model, *(part[2] for part in PARTS), MaskConfig())
+    model, config = tiny.llama(seed=3, dtype=torch.float64, gain=1.5), MaskConfig(steps=50, lr=4e-3)
+    states, gradients, losses = plain_loop(model, *ROLLOUTS[2], config)
     moves = list(zip(states, states[1:], strict=False))
     one_sided = -sum((g * (b - a)).sum() for g, (a, b) in zip(gradients, moves, strict=False))
     recovered = losses[0] - losses[-1]
-    ours = optimize_masks(model, *alone(2), MaskConfig()).attribution.sum()
+    ours = learn(model, ROLLOUTS[2:], config).attribution.sum()
     assert (ours - recovered).abs() * 3 < (one_sided - recovered).abs()
 
 
 def test_sparsity_stops_what_is_not_worth_it():
-    model, lam = tiny.llama(dtype=torch.float64), 2e-3
-    batch = atman.pack(*PARTS, "cpu")
+    model, cost = tiny.llama(dtype=torch.float64), 2e-3
+    batch = lay_out(ROLLOUTS, "cpu")
     H = (-0.4 * batch.region.double()).requires_grad_()
-    loss = answer_loss(model, batch, 10 * H).sum()
+    loss = atman.answer_loss(plain_logits(model, batch)(10 * H), batch).sum()
     (gradient,) = torch.autograd.grad(loss, H)
-    config = MaskConfig(steps=5, sparsity=lam)  # few: the gradient stays near where it began
-    moved = optimize_masks(model, *PARTS, config).mask - H.detach()
-    cheap = batch.region & (gradient.abs() < lam / 2)
-    worth = batch.region & (gradient < -2 * lam)
+    config = MaskConfig(steps=5, sparsity=cost)  # few: the gradient stays near where it began
+    moved = learn(model, ROLLOUTS, config).H - H.detach()
+    cheap = batch.region & (gradient.abs() < cost / 2)
+    worth = batch.region & (gradient < -2 * cost)
     assert cheap.sum() > 10 and worth.sum() > 5
     assert (moved[cheap] < 0).all() and (moved[worth] > 0).all()
-    free = optimize_masks(model, *PARTS, replace(config, sparsity=0.0)).mask - H.detach()
-    assert (free[cheap & (gradient < -lam / 100)] > 0).all()
+    free = learn(model, ROLLOUTS, replace(config, sparsity=0.0)).H - H.detach()
+    assert (free[cheap & (gradient < -cost / 100)] > 0).all()
 
 
-def test_model_comes_back_as_it_was(monkeypatch):
-    model = tiny.llama()
-    before = tiny.llama()
+@both_ways
+def test_model_comes_back_as_it_was(monkeypatch, logits_of):
+    model, before = tiny.llama(), tiny.llama()
     frozen = {"norm.weight", "layers.1.mlp.up_proj.weight"}
     for name, weight in model.named_parameters():
         weight.requires_grad_(name not in frozen)
@@ -407,7 +349,7 @@ def test_model_comes_back_as_it_was(monkeypatch):
         assert tiny.same_weights(model, before)
 
     with torch.no_grad():  # a caller who samples need not open it
-        optimize_masks(model, *PARTS, MaskConfig(steps=2))
+        learn(model, ROLLOUTS, MaskConfig(steps=2), logits_of)
     check()
 
     def fail(logits, batch):
@@ -416,29 +358,38 @@ def test_model_comes_back_as_it_was(monkeypatch):
 
     monkeypatch.setattr(atman, "answer_loss", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        optimize_masks(model, *PARTS, MaskConfig(steps=2))
+        learn(model, ROLLOUTS, MaskConfig(steps=2), logits_of)
     check()
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_empty_or_uneven_parts_are_named(part):
+def test_an_empty_part_is_named(part):
     name = ("prompt", "reasoning", "delimiter", "answer")[part]
-    parts = [list(rows) for rows in PARTS]
-    parts[part][1] = []
+    rollouts = [list(rollout) for rollout in ROLLOUTS]
+    rollouts[1][part] = []
     with pytest.raises(ValueError, match=f"rollout 1: its {name} is empty"):
-        optimize_masks(tiny.llama(), *parts, MaskConfig())
-    if part:
-        with pytest.raises(ValueError, match=f"{name}s"):
-            optimize_masks(tiny.llama(), *PARTS[:part], PARTS[part][:2], *PARTS[part + 1 :], None)
-    with pytest.raises(ValueError, match="at least one"):
-        optimize_masks(tiny.llama(), [], [], [], [], MaskConfig())
+        lay_out(rollouts, "cpu")
+
+
+def test_no_rollouts_and_a_missing_part_are_refused():
+    for rollouts in ([], [ROLLOUTS[0], ROLLOUTS[1][:3]]):
+        with pytest.raises(ValueError):
+            lay_out(rollouts, "cpu")
+
+
+def test_fewer_steps_go_as_far_as_the_papers():
+    config = MaskConfig.in_steps(50, sparsity=0.5)
+    assert config == MaskConfig(steps=50, lr=4e-3, sparsity=0.5)
+    assert MaskConfig.in_steps(200, path_memory=True) == MaskConfig()
+    first, second = MaskConfig.in_steps(50, path_memory=True).betas
+    assert (first, second) == pytest.approx((0.6**4, 0.9999**4))
 
 
 # Saliency
 
 INIT = MaskConfig(init=-0.4)
-RESULT = MaskResult(  # two rollouts: T = 3, R = 4 and T = 2, R = 2, the rest padding
-    mask=torch.tensor(
+MASKS = Masks(  # two rollouts: T = 3, R = 4 and T = 2, R = 2, the rest padding
+    H=torch.tensor(
         [
             [[-0.4, 0, 0], [-0.2, -0.3, 0], [0.0, -0.1, -0.6], [0.2, -0.4, -0.1]],
             [[-0.4, 0, 0], [-0.1, 0.3, 0], [0, 0, 0], [0, 0, 0]],
@@ -457,6 +408,7 @@ RESULT = MaskResult(  # two rollouts: T = 3, R = 4 and T = 2, R = 2, the rest pa
         ]
     ),
     losses=torch.zeros(2, 2),
+    unmasked=torch.zeros(2),
 )
 # min(H, 0) / c, entry by entry, then the mean of a column's entries.
 LITERAL = [
@@ -469,24 +421,24 @@ EARNED = [[1.75, 0.015, -0.1], [-0.75, -0.125]]
 @pytest.mark.parametrize("sign", ["restored", "literal"])
 def test_mask_saliency_by_hand(sign):
     expected = [[1 - x if sign == "restored" else x for x in row] for row in LITERAL]
-    tokens = token_saliency(RESULT, INIT, sign=sign)
+    tokens = token_saliency(MASKS, INIT, sign=sign)
     assert [row.tolist() for row in tokens] == [pytest.approx(row, abs=1e-6) for row in expected]
     means = [sum(row) / len(row) for row in expected]
-    found = rollout_saliency(RESULT, INIT, sign=sign)
-    assert found.tolist() == pytest.approx(means, abs=1e-6)
-    halved = token_saliency(RESULT, MaskConfig(init=-0.8), sign="literal")
+    rewards = rollout_saliency(MASKS, INIT, sign=sign)
+    assert rewards.tolist() == pytest.approx(means, abs=1e-6)
+    halved = token_saliency(MASKS, MaskConfig(init=-0.8), sign="literal")
     assert halved[0].tolist() == pytest.approx([x / 2 for x in LITERAL[0]], abs=1e-6)
 
 
 def test_restored_is_the_default():
-    assert torch.equal(token_saliency(RESULT, INIT)[0], token_saliency(RESULT, INIT, "mask")[0])
-    default = rollout_saliency(RESULT, INIT)
-    assert torch.equal(default, rollout_saliency(RESULT, INIT, "mask", "restored"))
+    assert torch.equal(token_saliency(MASKS, INIT)[0], token_saliency(MASKS, INIT, "mask")[0])
+    default = rollout_saliency(MASKS, INIT)
+    assert torch.equal(default, rollout_saliency(MASKS, INIT, "mask", "restored"))
 
 
 @pytest.mark.parametrize("sign", ["restored", "literal"])
 def test_attribution_saliency_by_hand(sign):
-    tokens = token_saliency(RESULT, INIT, "attribution", sign)
+    tokens = token_saliency(MASKS, INIT, "attribution", sign)
     assert [row.tolist() for row in tokens] == [pytest.approx(row, abs=1e-6) for row in EARNED]
     # The first rollout's parts of all positive attribution; the second has none.
     parts = [1.75 / 1.765, 0.015 / 1.765, 0.0]
@@ -497,26 +449,25 @@ def test_attribution_saliency_by_hand(sign):
         "mean": [(1.75 + 0.015 - 0.1) / 3, -0.875 / 2],
         "sum": [1.75 + 0.015 - 0.1, -0.875],
     }
-    for reduction, rewards in expected.items():
-        found = rollout_saliency(RESULT, INIT, "attribution", sign, reduction)
-        assert found.tolist() == pytest.approx(rewards, abs=1e-6), reduction
-    default = rollout_saliency(RESULT, INIT, "attribution")
+    for reduction, by_hand in expected.items():
+        rewards = rollout_saliency(MASKS, INIT, "attribution", sign, reduction)
+        assert rewards.tolist() == pytest.approx(by_hand, abs=1e-6), reduction
+    default = rollout_saliency(MASKS, INIT, "attribution")
     assert default.tolist() == pytest.approx(expected["even"], abs=1e-6)
 
 
 def test_even_is_one_when_all_tokens_earn_alike():
-    attribution = RESULT.region / RESULT.region.sum(1, keepdim=True).clamp(min=1)
-    alike = replace(RESULT, attribution=attribution)
-    found = rollout_saliency(alike, INIT, "attribution", reduction="even")
-    assert found.tolist() == pytest.approx([1, 1], abs=1e-6)
+    attribution = MASKS.region / MASKS.region.sum(1, keepdim=True).clamp(min=1)
+    alike = replace(MASKS, attribution=attribution)
+    rewards = rollout_saliency(alike, INIT, "attribution", reduction="even")
+    assert rewards.tolist() == pytest.approx([1, 1], abs=1e-6)
     # and it is 1 less the distance of the parts from uniform
-    tokens = torch.tensor([5.0, 3.0, 2.0])
-    attribution = torch.zeros(1, 4, 3)
-    attribution[0, 3] = tokens
-    one = MaskResult(RESULT.mask[:1], RESULT.region[:1], attribution, RESULT.losses[:, :1])
+    attribution = torch.zeros_like(MASKS.attribution)
+    attribution[0, 3] = torch.tensor([5.0, 3.0, 2.0])
     distance = sum(abs(part - 1 / 3) for part in (0.5, 0.3, 0.2)) / 2
-    found = rollout_saliency(one, INIT, "attribution", reduction="even")
-    assert found.item() == pytest.approx(1 - distance, abs=1e-6)
+    uneven = replace(MASKS, attribution=attribution)
+    rewards = rollout_saliency(uneven, INIT, "attribution", reduction="even")
+    assert rewards[0].item() == pytest.approx(1 - distance, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -529,7 +480,7 @@ def test_even_is_one_when_all_tokens_earn_alike():
 )
 def test_unknown_saliency_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        rollout_saliency(RESULT, INIT, **arguments)
+        rollout_saliency(MASKS, INIT, **arguments)
     if "reduction" not in arguments:
         with pytest.raises(ValueError, match=message):
-            token_saliency(RESULT, INIT, **arguments)
+            token_saliency(MASKS, INIT, **arguments)

@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lab.run import checkpoint
+from lab.run.checkpoint import load_config, load_llama, save_llama
 from model import Llama, LlamaConfig
 from tests import tiny
+from tests.test_files import contents, full_disk
 
 ROOT = Path(__file__).parent.parent
-
-# Files
 
 
 def keys_of(folder, pattern="*.safetensors"):
@@ -31,7 +30,7 @@ def edit_json(file, **changes):
 
 @pytest.fixture
 def saved(tmp_path):
-    tiny.llama().save_pretrained(tmp_path)
+    save_llama(tiny.llama(), tmp_path)
     return tmp_path
 
 
@@ -41,9 +40,9 @@ def test_save_and_load_bitwise(tmp_path, tied, limit):
     eos = (3, 5) if tied else (3,)
     changes = {"bos_token_id": 1, "eos_token_ids": eos, "max_position_embeddings": 99}
     model = tiny.llama(tie_word_embeddings=tied, rms_norm_eps=1e-3, **changes)
-    model.save_pretrained(tmp_path / "new" / "folder", max_shard_bytes=limit)
+    save_llama(model, tmp_path / "new" / "folder", max_shard_bytes=limit)
     folder = tmp_path / "new" / "folder"
-    loaded = Llama.from_pretrained(str(folder))
+    loaded = load_llama(str(folder))
     assert tiny.same_weights(model, loaded)
     assert loaded.config == model.config
     assert not list(folder.glob("*.part"))
@@ -66,53 +65,53 @@ def test_save_and_load_bitwise(tmp_path, tied, limit):
 
 
 def test_saving_over_shards_is_what_loads_next(tmp_path):
-    tiny.llama(seed=1).save_pretrained(tmp_path, max_shard_bytes=20_000)
+    save_llama(tiny.llama(seed=1), tmp_path, max_shard_bytes=20_000)
     model = tiny.llama(seed=2)
-    model.save_pretrained(tmp_path)
-    assert tiny.same_weights(model, Llama.from_pretrained(tmp_path))
+    save_llama(model, tmp_path)
+    assert tiny.same_weights(model, load_llama(tmp_path))
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_number_formats_convert_on_loading(tmp_path, stored, wanted):
     model = tiny.llama(dtype=stored)
-    model.save_pretrained(tmp_path)
+    save_llama(model, tmp_path)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {stored}
     written = json.loads((tmp_path / "config.json").read_text())["torch_dtype"]
     assert written == str(stored).removeprefix("torch.")
-    loaded = Llama.from_pretrained(tmp_path, dtype=wanted)
+    loaded = load_llama(tmp_path, dtype=wanted)
     assert tiny.same_weights(loaded, model.to(wanted))
 
 
 def test_float32_is_the_default(saved):
-    tiny.llama(dtype=torch.bfloat16).save_pretrained(saved)
-    assert {w.dtype for w in Llama.from_pretrained(saved).parameters()} == {torch.float32}
+    save_llama(tiny.llama(dtype=torch.bfloat16), saved)
+    assert {w.dtype for w in load_llama(saved).parameters()} == {torch.float32}
 
 
 def test_tied_checkpoint_may_carry_a_head(saved):
     tensors = load_file(saved / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, saved / "model.safetensors")
-    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(saved))
+    assert tiny.same_weights(tiny.llama(), load_llama(saved))
 
 
 def test_angles_in_old_files_are_left_out(saved):
     tensors = load_file(saved / "model.safetensors")
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, saved / "model.safetensors")
-    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(saved))
+    assert tiny.same_weights(tiny.llama(), load_llama(saved))
 
 
 def test_both_forms_of_rope_config(saved):
-    old = LlamaConfig.from_directory(saved)
+    old = load_config(saved)
     assert old.rope_scaling == tiny.LLAMA3 and old.rope_theta == 10000.0
     both = {**tiny.LLAMA3, "rope_theta": 10000.0}
     new_form = {"rope_scaling": ..., "rope_theta": ..., "rope_parameters": both}
     edit_json(saved / "config.json", **new_form, torch_dtype=..., dtype="float32")
-    assert LlamaConfig.from_directory(saved) == old
+    assert load_config(saved) == old
     plain = {"rope_type": "default", "rope_theta": 7.0}
     edit_json(saved / "config.json", rope_parameters=plain)
-    config = LlamaConfig.from_directory(saved)
+    config = load_config(saved)
     assert config.rope_scaling is None and config.rope_theta == 7.0
 
 
@@ -129,23 +128,23 @@ def test_both_forms_of_rope_config(saved):
 def test_stop_tokens(saved, config, generation, expected):
     edit_json(saved / "config.json", eos_token_id=config)
     edit_json(saved / "generation_config.json", eos_token_id=generation)
-    assert LlamaConfig.from_directory(saved).eos_token_ids == expected
+    assert load_config(saved).eos_token_ids == expected
     (saved / "generation_config.json").unlink()
     expected = () if config is None else (config,) if config == 7 else tuple(config)
-    assert LlamaConfig.from_directory(saved).eos_token_ids == expected
+    assert load_config(saved).eos_token_ids == expected
 
 
 def test_absent_head_dim_and_kv_heads(saved):
     edit_json(saved / "config.json", head_dim=..., num_key_value_heads=...)
-    config = LlamaConfig.from_directory(saved)
+    config = load_config(saved)
     assert (config.head_dim, config.num_key_value_heads) == (8, 4)
 
 
 def test_missing_directory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such directory"):
-        Llama.from_pretrained(tmp_path / "nowhere")
+        load_llama(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
-        Llama.from_pretrained("nowhere")
+        load_llama("nowhere")
 
 
 def test_hub_names_are_fetched(saved, monkeypatch):
@@ -154,7 +153,7 @@ def test_hub_names_are_fetched(saved, monkeypatch):
         return str(saved)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained("owner/name@v1"))
+    assert tiny.same_weights(tiny.llama(), load_llama("owner/name@v1"))
 
 
 def cut(file):
@@ -175,36 +174,36 @@ def cut(file):
 def test_damaged_files_are_named(saved, name, damage):
     damage(saved / name)
     with pytest.raises(ValueError, match=f"{saved}/{name}"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
 
 
 def test_damaged_shards_and_index_are_named(tmp_path):
-    tiny.llama().save_pretrained(tmp_path, max_shard_bytes=20_000)
+    save_llama(tiny.llama(), tmp_path, max_shard_bytes=20_000)
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     cut(shard)
     with pytest.raises(ValueError, match=str(shard)):
-        Llama.from_pretrained(tmp_path)
+        load_llama(tmp_path)
     shard.unlink()
     with pytest.raises(ValueError, match=str(shard)):
-        Llama.from_pretrained(tmp_path)
+        load_llama(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     cut(index)
     with pytest.raises(ValueError, match=str(index)):
-        Llama.from_pretrained(tmp_path)
+        load_llama(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["../model.safetensors", "/etc/hostname", "a/b.safetensors", "..", "", "a\0.safetensors", 3],
+    ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "..", "model.bin"],
 )
 def test_index_may_only_name_files_beside_it(tmp_path, name):
     folder = tmp_path / "inner"
-    tiny.llama().save_pretrained(tmp_path)  # a readable checkpoint one level up
-    tiny.llama().save_pretrained(folder)
+    save_llama(tiny.llama(), tmp_path)  # a readable checkpoint one level up
+    save_llama(tiny.llama(), folder)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     with pytest.raises(ValueError, match=f"{index}: weight_map must name files"):
-        Llama.from_pretrained(folder)
+        load_llama(folder)
 
 
 @pytest.mark.parametrize(
@@ -224,25 +223,23 @@ def test_index_may_only_name_files_beside_it(tmp_path, name):
         ({"vocab_size": True}, "vocab_size"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a number above 0"),
         ({"rope_theta": -1}, "rope_theta"),
-        ({"rope_scaling": 8.0}, "rope_scaling must be an object"),
-        ({"rope_scaling": tiny.LLAMA3 | {"factor": "8"}}, "llama3 rope's factor"),
+        (
+            {"rope_scaling": tiny.LLAMA3 | {"factor": "8"}},
+            "factor must be a number above 0, not '8'",
+        ),
         ({"rope_scaling": tiny.LLAMA3 | {"high_freq_factor": 1.0}}, "must be above low_freq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
-        ({"attention_bias": "no"}, "attention_bias must be true or false"),
-        ({"vocab_size": 10**12}, "vocab_size 1000000000000 is no size"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is no size"),
-        ({"vocab_size": 2 * 10**9}, "asks for"),
+        ({"intermediate_size": 1024}, "asks for"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_unreadable_configs_are_named(saved, changes, message):
     edit_json(saved / "config.json", **changes)
     with pytest.raises(ValueError, match=f"{saved}/.*config.json.*{message}"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
 
 
 @pytest.mark.parametrize(
@@ -268,19 +265,19 @@ def test_wrong_tensors_are_named(saved, edit, message):
     edit(tensors)
     save_file(tensors, saved / "model.safetensors")
     with pytest.raises(ValueError, match=f"{saved}/model.safetensors: .*{message}"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
 
 
 def test_two_sets_of_weights_are_named(tmp_path):
-    tiny.llama(seed=1).save_pretrained(tmp_path / "a", max_shard_bytes=20_000)
-    tiny.llama(seed=2).save_pretrained(tmp_path / "b")
+    save_llama(tiny.llama(seed=1), tmp_path / "a", max_shard_bytes=20_000)
+    save_llama(tiny.llama(seed=2), tmp_path / "b")
     shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "a")
     with pytest.raises(ValueError, match="a has both model.safetensors and model.safetensors.ind"):
-        Llama.from_pretrained(tmp_path / "a")
+        load_llama(tmp_path / "a")
     (tmp_path / "a" / "model.safetensors").unlink()
     (tmp_path / "a" / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="index.json is missing, beside model-00001-of"):
-        Llama.from_pretrained(tmp_path / "a")
+        load_llama(tmp_path / "a")
 
 
 def test_a_tied_head_of_its_own_is_named(saved):
@@ -288,11 +285,11 @@ def test_a_tied_head_of_its_own_is_named(saved):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
     save_file(tensors, saved / "model.safetensors")
     with pytest.raises(ValueError, match=f"{saved}/model.safetensors: lm_head.weight differs"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
     tensors["lm_head.weight"] = torch.ones(3)
     save_file(tensors, saved / "model.safetensors")
     with pytest.raises(ValueError, match="lm_head.weight has shape"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
 
 
 def test_weights_that_do_not_fit_in_memory_are_named(saved, monkeypatch):
@@ -301,22 +298,22 @@ def test_weights_that_do_not_fit_in_memory_are_named(saved, monkeypatch):
 
     monkeypatch.setattr(Llama, "to_empty", full)
     with pytest.raises(ValueError, match="GiB of weights do not fit on cpu .*not enough memory"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
 
 
 def test_other_weight_formats_are_named(saved):
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     with pytest.raises(ValueError, match=f"{saved} has pytorch_model.bin but no model.safetensors"):
-        Llama.from_pretrained(saved)
+        load_llama(saved)
 
 
-@pytest.mark.parametrize("stops", [64, -1, "2", [2, 99], True])
-def test_stop_tokens_outside_the_vocabulary_are_named(saved, stops):
-    edit_json(saved / "generation_config.json", eos_token_id=stops)
-    with pytest.raises(
-        ValueError, match=f"{saved}/generation_config.json: eos_token_id .* is not in the vocab"
-    ):
-        Llama.from_pretrained(saved)
+@pytest.mark.parametrize("stops", [64, -1, "2", [2, 99], []])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_stop_tokens_outside_the_vocabulary_are_named(saved, name, stops):
+    edit_json(saved / "generation_config.json", eos_token_id=None)
+    edit_json(saved / name, eos_token_id=stops)
+    with pytest.raises(ValueError, match=f"{saved}/{name}: eos_token_id must be a token id below"):
+        load_llama(saved)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
@@ -324,17 +321,17 @@ def test_loading_takes_one_extra_shard_at_most(tmp_path):
     """Peak memory of a process that loads 100 MB in shards of 20 MB, tiny load before it aside."""
     shape = {"vocab_size": 10_000, "hidden_size": 512, "intermediate_size": 2048, "head_dim": 128}
     big = Llama(LlamaConfig(**tiny.SHAPE | shape | {"num_hidden_layers": 5}))
-    big.save_pretrained(tmp_path / "big", max_shard_bytes=20 * 10**6)
-    tiny.llama().save_pretrained(tmp_path / "tiny")
+    save_llama(big, tmp_path / "big", max_shard_bytes=20 * 10**6)
+    save_llama(tiny.llama(), tmp_path / "tiny")
     script = """
 import sys
-from model import Llama
+from lab.run.checkpoint import load_llama
 def peak():  # bytes; unlike getrusage's figure it forgets what ran before exec
     status = open("/proc/self/status").read()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
-Llama.from_pretrained(sys.argv[1] + "/tiny")
+load_llama(sys.argv[1] + "/tiny")
 before = peak()
-model = Llama.from_pretrained(sys.argv[1] + "/big")
+model = load_llama(sys.argv[1] + "/big")
 print(peak() - before, sum(w.numel() * 4 for w in model.parameters()))
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -347,13 +344,9 @@ print(peak() - before, sum(w.numel() * 4 for w in model.parameters()))
 # Saving: the folder appears whole or not at all, with what belongs beside the weights
 
 
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_what_belongs_beside_the_weights_goes_along(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
-    tiny.llama(eos_token_ids=(2, 3)).save_pretrained(source)
+    save_llama(tiny.llama(eos_token_ids=(2, 3)), source)
     tokenizer_files = {
         "tokenizer.json": "{}",
         "tokenizer_config.json": "{ }",
@@ -371,11 +364,15 @@ def test_what_belongs_beside_the_weights_goes_along(tmp_path):
     (target / "notes").mkdir()
     (target / "notes" / "mine.txt").write_text("keep me")
     (target / "model-00001-of-00001.safetensors").write_text("an older save's")
+    (target / "model.safetensors.index.json").write_text("an older save's")
+    for name in ("model_best.safetensors", "model-ema.safetensors"):
+        (target / name).write_text("not named as a save names them")
 
-    Llama.from_pretrained(source).save_pretrained(target)
+    save_llama(load_llama(source), target)
 
     assert sorted(path.name for path in target.iterdir()) == sorted(
         [*tokenizer_files, "config.json", "generation_config.json", "model.safetensors", "notes"]
+        + ["model_best.safetensors", "model-ema.safetensors"]
     )
     assert (target / "notes" / "mine.txt").read_text() == "keep me"
     for name, text in tokenizer_files.items():
@@ -386,179 +383,35 @@ def test_what_belongs_beside_the_weights_goes_along(tmp_path):
     assert "rope_parameters" not in config and "dtype" not in config
     generation = json.loads((target / "generation_config.json").read_text())
     assert generation == {"temperature": 0.6, "bos_token_id": None, "eos_token_id": [2, 3]}
-    assert {path.stat().st_mode & 0o777 for path in target.glob("model*")} == {0o644}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 
 
 def test_saving_onto_itself_and_after_the_source_is_gone(tmp_path):
-    tiny.llama().save_pretrained(tmp_path / "a")
+    save_llama(tiny.llama(), tmp_path / "a")
     (tmp_path / "a" / "tokenizer.json").write_text("{}")
-    model = Llama.from_pretrained(tmp_path / "a")
+    model = load_llama(tmp_path / "a")
     before = contents(tmp_path / "a")
-    model.save_pretrained(tmp_path / "a")
+    save_llama(model, tmp_path / "a")
     assert contents(tmp_path / "a") == before
     shutil.rmtree(tmp_path / "a")  # the tokenizer's file was read with the weights
-    model.save_pretrained(tmp_path / "b")
+    save_llama(model, tmp_path / "b")
     assert contents(tmp_path / "b") == before
-
-
-def test_a_link_to_a_folder_stays_one(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk")
-    tiny.llama().save_pretrained(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    assert tiny.same_weights(tiny.llama(), Llama.from_pretrained(tmp_path / "disk"))
-
-
-def test_a_file_in_the_way_is_named(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="file is a file; name a folder"):
-        tiny.llama().save_pretrained(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_what_else_a_folder_holds_is_moved_not_copied(tmp_path):
-    target = tmp_path / "target"
-    tiny.llama(seed=1).save_pretrained(target, max_shard_bytes=20_000)
-    mine = ["model_best.safetensors", "model-ema.safetensors", "log.txt"]
-    for name in mine:
-        (target / name).write_text(name)
-    (target / "model-folder.safetensors").mkdir()
-    (target / "dangling").symlink_to("nowhere")
-    (target / "itself").symlink_to(target)
-    target.chmod(0o700)
-    with open(target / "log.txt", "a") as log:  # as a running process would hold it
-        tiny.llama(seed=2).save_pretrained(target)
-        log.write(" goes on")
-    assert [(target / name).read_text() for name in mine] == [*mine[:2], "log.txt goes on"]
-    assert (target / "model-folder.safetensors").is_dir()
-    assert os.readlink(target / "dangling") == "nowhere"
-    assert os.readlink(target / "itself") == str(target)
-    assert target.stat().st_mode & 0o777 == 0o700
-    assert tiny.same_weights(tiny.llama(seed=2), Llama.from_pretrained(target))
-    assert os.listdir(tmp_path) == ["target"]
 
 
 def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
     before = os.umask(0o027)
     try:
-        tiny.llama().save_pretrained(tmp_path / "target")
+        save_llama(tiny.llama(), tmp_path / "target")
     finally:
         os.umask(before)
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "target").iterdir()} == {0o640}
 
 
-@pytest.mark.parametrize("name", [".", "..", "inner/.."])
-def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch, name):
-    (tmp_path / "here" / "inner").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ValueError, match="in use as the current directory"):
-        tiny.llama().save_pretrained(name)
-    assert os.listdir(tmp_path) == ["here"] and os.listdir(tmp_path / "here") == ["inner"]
-
-
-def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
-    target = tmp_path / "target"
-    tiny.llama(seed=1).save_pretrained(target)
-    before, rename = contents(tmp_path), os.rename
-
-    for refused in (target, tmp_path / ".target.atmanrl-new"):  # first the old one, then the new
-
-        def busy(source, *rest, refused=refused):
-            if Path(source) == refused:
-                raise OSError(16, "Device or resource busy")
-            rename(source, *rest)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", busy)
-            with pytest.raises(OSError, match="busy"):
-                tiny.llama(seed=2).save_pretrained(target)
-        assert contents(tmp_path) == before
-
-
-def test_everything_is_on_disk_before_a_name_changes(tmp_path, monkeypatch):
-    tiny.llama(seed=1).save_pretrained(tmp_path / "target")
-    done, sync, rename = [], checkpoint.sync, os.rename
-    monkeypatch.setattr(checkpoint, "sync", lambda path: (done.append(path.name), sync(path)))
-    monkeypatch.setattr(os, "rename", lambda *a: (done.append("rename"), rename(*a)))
-    tiny.llama(seed=2).save_pretrained(tmp_path / "target")
-    written = {"config.json", "generation_config.json", "model.safetensors"}
-    assert set(done[:4]) == written | {".target.atmanrl-new"}
-    assert done[4:] == ["rename", "rename", tmp_path.name]
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs, so cleaning up is disabled too."""
-
-
-def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch):
-    """Before each call that touches the disk in turn: the old folder or the new one is there."""
-    target, old, new = tmp_path / "target", tiny.llama(seed=1), tiny.llama(seed=2)
-    calls = [(checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint, "sync")]
-    calls += [(os, "rename"), (shutil, "copymode")]
-    real = {name: getattr(module, name) for module, name in calls}
-    remove, clock = shutil.rmtree, {"now": 0, "kill at": 0}
-
-    def until_killed(name):
-        def call(*args, **kwargs):
-            clock["now"] += 1
-            if clock["now"] > clock["kill at"]:
-                raise Killed
-            return real[name](*args, **kwargs)
-
-        return call
-
-    def remove_while_alive(*args, **kwargs):  # a killed process cleans nothing up
-        if clock["now"] <= clock["kill at"]:
-            remove(*args, **kwargs)
-
-    finished, seen = False, set()
-    while not finished:
-        clock["kill at"] += 1
-        clock["now"] = 0
-        remove(target, ignore_errors=True)
-        old.save_pretrained(target, max_shard_bytes=20_000)
-        (target / "notes.txt").write_text("keep me")
-        with monkeypatch.context() as patch:
-            for module, name in calls:
-                patch.setattr(module, name, until_killed(name))
-            patch.setattr(shutil, "rmtree", remove_while_alive)
-            try:
-                new.save_pretrained(target, max_shard_bytes=30_000)
-                finished = True
-            except Killed:
-                pass
-        aside = tmp_path / ".target.atmanrl-old"
-        notes = [f for f in (target / "notes.txt", aside / "notes.txt") if f.exists()]
-        assert [file.read_text() for file in notes] == ["keep me"]
-        loaded = Llama.from_pretrained(target if target.is_dir() else aside)
-        which = [n for n, m in enumerate((old, new)) if tiny.same_weights(loaded, m)]
-        seen.add((which[0], target.is_dir()))
-        # The next save sets everything right.
-        third = tiny.llama(seed=3)
-        third.save_pretrained(target)
-        assert tiny.same_weights(third, Llama.from_pretrained(target))
-        assert (target / "notes.txt").read_text() == "keep me"
-        assert os.listdir(tmp_path) == ["target"]
-    assert seen == {(0, True), (0, False), (1, True)} and clock["kill at"] > 20
-
-
-@pytest.mark.parametrize("limit", [40_000, 100], ids=["weights", "config.json"])
-def test_a_full_disk_leaves_the_old_folder(limit, tmp_path):
-    """A limit on file size stands for the full disk: writing fails half way."""
-    tiny.llama(seed=1).save_pretrained(tmp_path / "target")
+def test_a_full_disk_leaves_the_old_folder(tmp_path):
+    """safetensors reports a full disk by an error of its own."""
+    save_llama(tiny.llama(seed=1), tmp_path / "target")
     before = contents(tmp_path)
-    script = """
-import resource, signal, sys
-from tests import tiny
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-try:
-    tiny.llama(seed=2).save_pretrained(sys.argv[1])
-except OSError as error:
-    print(error)
-"""
-    command = [sys.executable, "-c", script, str(tmp_path / "target"), str(limit)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert "target cannot be written" in out and "File too large" in out
+    with pytest.raises(OSError, match="target cannot be written .*File too large"):
+        with full_disk(40_000):
+            save_llama(tiny.llama(seed=2), tmp_path / "target")
     assert contents(tmp_path) == before

@@ -1,158 +1,46 @@
-"""Sampling, pass@k, Table 1's counts, the table, and spaCy with and without a tagger."""
+"""eval.py as a command, its samples, and its folder: what an interruption leaves, who may go on."""
 
-import itertools
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import spacy
 import torch
-from spacy.tokens import Doc
-from spacy.training import Example
 
 import eval as evaluation
+from atman import MaskConfig
 from data import Problem, load_problems
 from data.tokenizer import Tokenizer
-from eval import evaluate, load_spacy, summarize, table
-from model import Llama
-from lab.measure.table1 import describe_spacy, pass_at_k, word_counts
-
-
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
-    for correct in range(6):
-        draws = list(itertools.combinations([True] * correct + [False] * (5 - correct), 3))
-        share = sum(any(draw) for draw in draws) / len(draws)
-        assert pass_at_k(5, correct, 3) == pytest.approx(share)
-
-
-def test_blank_english_counts_by_lexical_attributes():
-    counts = word_counts(["So the total is $18 + 4 = 22.\nTwo  cats"], load_spacy(None))
-    # 13 tokens: the line break and the spaces are none. Stop words: So, the, is, Two.
-    assert counts == {"tokens": 13, "numbers": 4, "stop_words": 4, "symbols": 3}
-
-
-def trained_pipeline():
-    """A tagger small enough to train in a second: digits are NUM, plus signs SYM, words NOUN."""
-    nlp = spacy.blank("en")
-    tagger = nlp.add_pipe(
-        "tagger",
-        config={"model": {"@architectures": "spacy.Tagger.v2", "tok2vec": {
-            "@architectures": "spacy.HashEmbedCNN.v2", "pretrained_vectors": None, "width": 32,
-            "depth": 1, "embed_size": 200, "window_size": 1, "maxout_pieces": 2,
-            "subword_features": True}}},
-    )  # fmt: skip
-    ruler = nlp.add_pipe("attribute_ruler")
-    sentences = [
-        ["cats", "eat", "4"],
-        ["3", "+", "4"],
-        ["12", "dogs"],
-        ["dogs", "+", "cats"],
-        ["cats", "=", "dogs"],
-    ]
-
-    def tag(word):
-        return "CD" if word.isdigit() else "SYM" if word == "+" else "NN"
-
-    examples = [
-        Example.from_dict(Doc(nlp.vocab, words=words), {"tags": [tag(word) for word in words]})
-        for words in sentences
-    ]
-    tagger.add_label("NN")
-    nlp.initialize(lambda: examples)
-    ruler.load_from_tag_map({"CD": {"POS": 93}, "SYM": {"POS": 99}, "NN": {"POS": 92}})
-    torch.manual_seed(0)
-    for _ in range(30):
-        nlp.update(examples)
-    return nlp
-
-
-def test_a_trained_pipeline_counts_parts_of_speech(tmp_path):
-    trained_pipeline().to_disk(tmp_path / "tagger")
-    pipeline = load_spacy(str(tmp_path / "tagger"))
-    counts = word_counts(["cats + 3 dogs"], pipeline)
-    assert counts == {"tokens": 4, "numbers": 1, "stop_words": 0, "symbols": 1}
-    # "=" is a symbol to the list of operators, not to this tagger, which learned it as a noun
-    assert word_counts(["cats = dogs"], pipeline)["symbols"] == 0
-    assert word_counts(["cats = dogs"], spacy.blank("en"))["symbols"] == 1
-    assert describe_spacy(pipeline) == "a trained tagger (en_pipeline 0.0.0)"
-    pipeline.disable_pipe("attribute_ruler")  # which turns tags into parts of speech
-    assert describe_spacy(pipeline) == "lexical attributes (en_pipeline 0.0.0 has no tagger)"
-
-
-def test_a_missing_pipeline_is_named():
-    with pytest.raises(ValueError, match="--spacy-model no_such_thing"):
-        load_spacy("no_such_thing")
-
-
-def record(problem, sample, correct, text, ids, **more):
-    return {"id": problem, "sample": sample, "correct": correct, "text": text, "reasoning": ids,
-            "truncated": False, "no_delimiter": False} | more  # fmt: skip
-
-
-def test_a_summary_by_hand():
-    records = [
-        record("a", 0, True, "4 + 5 = 9", [1, 2, 3]),
-        record("a", 1, False, "the cat", [1], truncated=True),
-        record("b", 0, False, "", [], no_delimiter=True),
-        record("b", 1, False, "7", [1, 2]),
-    ]
-    summary = summarize(records, load_spacy(None))
-    assert summary["problems"] == 2 and summary["samples"] == 2
-    assert summary["pass@1"] == 0.25 and summary["pass@2"] == 0.5
-    assert summary["tokens"] == 1.5 and summary["spacy_tokens"] == 2.0
-    assert summary["numbers"] == 4 / 8  # pooled over traces, not a mean of shares
-    assert summary["stop_words"] == 1 / 8 and summary["symbols"] == 2 / 8
-    assert summary["truncated"] == 0.25 and summary["no_delimiter"] == 0.25
-
-
-def test_micro_and_macro_averages_by_hand():
-    large, small = {"subject": "large"}, {"subject": "small"}
-    records = [
-        record("a", 0, True, "", [], **large),
-        record("a", 1, True, "", [], **large),
-        record("b", 0, True, "", [], **large),
-        record("b", 1, False, "", [], **large),
-        record("c", 0, True, "", [], **large),
-        record("c", 1, True, "", [], **large),
-        record("d", 0, False, "", [], **small),
-        record("d", 1, True, "", [], **small),
-    ]
-    summary = summarize(records, load_spacy(None))
-    assert summary["pass@1"] == pytest.approx((1 + 1 / 2 + 1 + 1 / 2) / 4)
-    assert summary["macro pass@1"] == pytest.approx(((1 + 1 / 2 + 1) / 3 + 1 / 2) / 2)
-    columns = {"x": summary, "y": summary | {"macro pass@1": 0.5}}
-    lines = table(columns, load_spacy(None)).split("\n")
-    (row,) = (number for number, line in enumerate(lines) if "mean of subjects" in line)
-    assert lines[row - 1].startswith("accuracy")
-    assert "66.7%" in lines[row] and "50.0%" in lines[row] and "-16.7 pts" in lines[row]
-
-
-def test_without_subjects_there_is_no_macro_average():
-    records = [record("a", 0, True, "", []), record("b", 0, False, "", [], subject="one")]
-    for rows in (records, records[:1]):
-        summary = summarize(rows, load_spacy(None))
-        assert "macro pass@1" not in summary
-        assert "subjects" not in table({"x": summary}, load_spacy(None))
-
-
-def test_the_table_shows_relative_change_of_shares_and_points_of_accuracy():
-    one = {"problems": 2, "samples": 4, "pass@1": 0.5, "tokens": 50.0, "numbers": 0.2}
-    other = one | {"pass@1": 0.45, "tokens": 25.0, "numbers": 0.3}
-    printed = table({"before": one, "after": other}, load_spacy(None))
-    assert "-5.0 pts" in printed and "-50%" in printed and "+50%" in printed
-    assert "blank English" in printed
+from eval import sample_problems
+from lab.measure import arms, folder
+from lab.measure.arms import Checkpoint, blocks
+from lab.measure.folder import EvalFolder, depends_on, finite, new_folder
+from lab.run import sampling
+from lab.run.checkpoint import load_llama, save_llama
+from lab.run.suffix import learn_masks
+from tests.commands import ROOT, done, refused
+from tests.test_table1 import trained_pipeline
 
 
 @pytest.fixture(scope="module")
 def micro():
-    return Llama.from_pretrained("data/micro"), Tokenizer.from_directory("data/micro")
+    return load_llama("data/micro"), Tokenizer.from_directory("data/micro")
+
+
+# ----------------------------------------------------------------------------------------- samples
 
 
 def test_samples_do_not_depend_on_batch_or_company(micro):
-    model, tokenizer = micro
     problems = load_problems("micro", "heldout", limit=5)
 
     def texts(problems, **options):
         options = {"samples": 2, "max_new_tokens": 64} | options
-        records = evaluate(model, tokenizer, problems, "micro", **options)
+        records = sample_problems(*micro, problems, "micro", **options)
         return {(r["id"], r["sample"]): r["text"] for r in records}
 
     everything = texts(problems)
@@ -164,10 +52,10 @@ def test_samples_do_not_depend_on_batch_or_company(micro):
 def test_a_record_has_the_letter_and_the_subject(micro, monkeypatch):
     model, tokenizer = micro
     said = tokenizer.encode("It has 3 sides.\n##### (B) 3") + [tokenizer.eos_ids[0]]
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [said] * len(prompts))
+    monkeypatch.setattr(sampling, "generate", lambda _, prompts, *a, **b: [said] * len(prompts))
 
     def only(problem, dataset):
-        return evaluate(model, tokenizer, [problem], dataset, samples=1)[0]
+        return sample_problems(model, tokenizer, [problem], dataset, samples=1)[0]
 
     letter = only(Problem("m/0", "Which?", "B", subject="shapes"), "mmlu")
     assert (letter["number"], letter["correct"], letter["subject"]) == ("B", True, "shapes")
@@ -179,7 +67,7 @@ def test_a_record_has_the_letter_and_the_subject(micro, monkeypatch):
 
 def test_the_shipped_model_is_neither_hopeless_nor_perfect_and_varies_in_length(micro):
     problems = load_problems("micro", "heldout", limit=40)
-    records = evaluate(*micro, problems, "micro", samples=4, max_new_tokens=192)
+    records = sample_problems(*micro, problems, "micro", samples=4, max_new_tokens=192)
     accuracy = sum(r["correct"] for r in records) / len(records)
     assert 0.65 < accuracy < 0.97
     spread = [
@@ -188,3 +76,356 @@ def test_the_shipped_model_is_neither_hopeless_nor_perfect_and_varies_in_length(
         for lengths in [[len(r["reasoning"]) for r in records[n : n + 4]]]
     ]
     assert sum(spread) / len(spread) > 15
+
+
+# -------------------------------------------------------------------------- the mask of Figure 1
+
+
+def test_a_large_mask_is_kept_as_means_of_blocks(monkeypatch):
+    monkeypatch.setattr(arms, "FIGURE_SIZE", 2)
+    mask = torch.arange(12.0).view(4, 3)
+    region = torch.ones(4, 3).tril().bool()
+    # rows 0 and 1, 2 and 3; columns 0 and 1, 2: of the first block 0, 3 and 4 are inside
+    assert blocks(mask, region) == [[2.333, None], [8.0, 9.5]]
+    monkeypatch.setattr(arms, "FIGURE_SIZE", 4)
+    assert blocks(mask, region)[1] == [3.0, 4.0, None]
+
+
+def test_a_shorter_optimisation_is_the_beginning_of_a_longer_one(micro):
+    """So that Figure 1's mask half-way is that of the curve beside it."""
+    parts = [([1, 2, 3], [4, 5, 6, 7], [8], [9, 10])]
+    short, long = (learn_masks(micro[0], parts, MaskConfig(steps=n)) for n in (3, 6))
+    assert torch.equal(short.losses, long.losses[:4])
+
+
+# -------------------------------------------------------------------------------------- the folder
+
+
+def test_a_folder_keeps_what_was_finished(tmp_path):
+    settings = {"--seed": 0, "--compare": ("x",)}
+    rows = [{"id": "a", "sample": 0, "value": 0.1}, {"id": "a", "sample": 1, "value": None}]
+    EvalFolder(tmp_path, settings).add("stage", "arm", rows)
+    with open(tmp_path / "partial.jsonl", "a") as file:
+        file.write('{"stage": "stage", "arm": "arm", "ro')  # killed while writing
+    again = EvalFolder(tmp_path, settings)
+    assert again.rows("stage", "arm") == {("a", 0): rows[0], ("a", 1): rows[1]}
+    assert again.rows("stage", "other") == {} == again.rows("other", "arm")
+    again.add("stage", "arm", [{"id": "b", "sample": 0}])
+    assert len(again.rows("stage", "arm")) == 3
+    assert len(EvalFolder(tmp_path, settings).rows("stage", "arm")) == 3
+    with pytest.raises(ValueError, match="--seed 0, this one has 1"):
+        EvalFolder(tmp_path, settings | {"--seed": 1})
+    assert again.write({"a": (math.nan, 1)}) == {"a": [None, 1]}
+    again.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_start_that_was_killed_at_its_first_line_begins_anew(tmp_path):
+    (tmp_path / "partial.jsonl").write_text('{"settings": {"--seed": 7')
+    EvalFolder(tmp_path, {"--seed": 0})
+    assert (tmp_path / "partial.jsonl").read_text() == '{"settings": {"--seed": 0}}\n'
+
+
+@pytest.mark.parametrize("content", ["what", '{"x": 1}', '{"settings": {}}\n{"stage": "s"}'])
+def test_a_damaged_file_of_rows_is_named(content, tmp_path):
+    (tmp_path / "partial.jsonl").write_text(content + "\n")
+    with pytest.raises(ValueError, match="partial.jsonl is damaged .*: delete it"):
+        EvalFolder(tmp_path, {})
+
+
+def test_rows_that_cannot_be_written_name_their_file(tmp_path):
+    rows = EvalFolder(tmp_path, {})
+    rows.partial.unlink()
+    rows.partial.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="partial.jsonl cannot be written .*No space left"):
+        rows.add("stage", "arm", [])
+
+
+def test_a_folder_of_results_is_never_taken_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder.time, "strftime", lambda _: "now")
+    names = []
+    for _ in range(3):
+        names.append(new_folder(tmp_path).name)
+        (tmp_path / names[-1]).mkdir()
+    assert names == ["eval-now", "eval-now-2", "eval-now-3"]
+
+
+def test_results_hold_no_number_that_json_cannot():
+    values = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "x"}}
+    assert finite(values) == {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": "x"}}
+
+
+def touch(checkpoint, monkeypatch):
+    os.utime(checkpoint / "model.safetensors", (1, 1))  # other weights under the same name
+
+
+def configure(checkpoint, monkeypatch):
+    (checkpoint / "generation_config.json").write_text("{}\n")
+
+
+def patch(module, name, value):
+    return lambda _, monkeypatch: monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (None, None),
+        (touch, "weights in arm of .* 1970-01-01"),
+        (configure, "generation_config.json in arm sha256"),
+        ("problems", "problems sha256"),
+        ("settings", "--seed 0, this one has 1"),
+        (patch(folder, "FRACTIONS", (0.5,)), "FRACTIONS .*, this one has "),
+        (patch(folder, "TOP_SHARES", (0.5,)), "TOP_SHARES .*, this one has "),
+        (patch(folder.faithfulness, "__file__", __file__), "faithfulness.py .*, this one has "),
+        (patch(folder.importlib.metadata, "version", lambda _: "0.1"), "torch .* has 0.1"),
+    ],
+)  # fmt: skip
+def test_rows_of_anything_else_are_refused_by_name(change, named, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("model.safetensors", "generation_config.json"):
+        (tmp_path / "checkpoint" / name).write_text(name)
+    settings, problems = evaluation.Settings(model="arm"), [Problem("a", "How many?", "3")]
+    checkpoints = {"arm": Checkpoint("arm", tmp_path / "checkpoint", None)}
+    EvalFolder(tmp_path / "out", depends_on(settings, checkpoints, problems))
+    if change == "problems":
+        problems = [replace(problems[0], question="How many? ")]
+    elif change == "settings":
+        settings = replace(settings, seed=1)
+    elif change:
+        change(tmp_path / "checkpoint", monkeypatch)
+    # What no row depends on may change.
+    settings = replace(settings, out="x", batch_size=1, matched=0.2, bootstrap=100)
+    dependencies = depends_on(settings, checkpoints, problems)
+    if named is None:
+        EvalFolder(tmp_path / "out", dependencies)
+    else:
+        with pytest.raises(ValueError, match=named):
+            EvalFolder(tmp_path / "out", dependencies)
+
+
+# ------------------------------------------------------------------------- the command, in process
+
+
+def command(shaken, out, *more) -> list:
+    arguments = (
+        f"--model data/micro --compare {shaken} --limit 3 --samples 2 --mask-steps 2 "
+        f"--batch-size 32 --bootstrap 200 --device cpu --out {out}"
+    )
+    return [evaluation.main, *arguments.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def shaken(tmp_path_factory):
+    """A second arm: data/micro with a little noise on its weights."""
+    path = tmp_path_factory.mktemp("arms") / "shaken"
+    shutil.copytree(ROOT / "data/micro", path)
+    model = load_llama(path)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=generator)
+    save_llama(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_arms(shaken, tmp_path_factory):
+    """results.json and output of a command that was not interrupted."""
+    out = tmp_path_factory.mktemp("two_arms")
+    printed = done(*command(shaken, out))
+    figures = {f"figure{n}.png" for n in (1, 3, 4, 5)}  # no run has trained these: no Figure 2
+    assert {file.name for file in out.iterdir()} == {"results.json", "report.html", *figures}
+    return json.loads((out / "results.json").read_text()), printed
+
+
+def test_interrupted_and_resumed_the_results_are_the_same(shaken, two_arms, tmp_path, monkeypatch):
+    corruption, calls = evaluation.corruption, []
+
+    def interrupted_at_the_third_batch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return corruption(*arguments)
+
+    cut = tmp_path / "cut"
+    monkeypatch.setattr(evaluation, "corruption", interrupted_at_the_third_batch)
+    assert "interrupted; the same command goes on from here" in refused(*command(shaken, cut))
+    assert not (cut / "results.json").exists()
+    assert "--limit 3, this one has 4" in refused(*command(shaken, cut, "--limit", "4"))
+    before = len(calls)
+    monkeypatch.setattr(evaluation, "sample_problems", lambda *a, **b: pytest.fail("sampled again"))
+    monkeypatch.setattr(evaluation.report, "write_report", lambda *_: None)  # slow, and seen above
+    done(*command(shaken, cut))
+    # 2 batches an arm: the two that were finished are not done again
+    assert len(calls) - before == 4 - 2
+    resumed = json.loads((cut / "results.json").read_text())
+    for key in ("models", "pairs", "versions", "seeds"):
+        assert resumed[key] == two_arms[0][key]
+
+
+def test_the_command_prints_every_table(two_arms):
+    _, printed = two_arms
+    assert printed.count("blank English") == 2  # Table 1, and the differences of the pair
+    for text in ("pass@1", "reliance on the reasoning", "is the map right?", "matched length"):
+        assert text in printed
+
+
+def test_results_json_says_what_was_run(shaken, two_arms):
+    results, _ = two_arms
+    assert "--model data/micro --compare" in results["command"]
+    assert results["arguments"]["limit"] == 3 and results["seeds"]["sampling"] == 0
+    assert results["arguments"]["compare"] == [str(shaken)]
+    assert results["versions"]["torch"] == torch.__version__
+    mask = {"steps": 2, "lr": 0.1, "init": -0.4, "scale": 10.0, "sparsity": 0.0}
+    assert mask.items() <= results["mask_settings"]["mask"].items()
+    assert "blank English" in results["versions"]["spacy_pipeline"]
+    assert list(results["models"]) == [str(shaken), "data/micro"]
+
+
+def test_results_json_holds_the_measures_and_the_traces_of_every_arm(two_arms):
+    for entry in two_arms[0]["models"].values():
+        assert len(entry["records"]) == 6 and entry["run"] is None
+        assert len(entry["reliance"]) == sum(record["valid"] for record in entry["records"])
+        for key in ("pass@1", "tokens", "numbers", "truncation", "necessity", "direct",
+                    "corruption", "same answer at 20%", "comprehensiveness/mask",
+                    "sufficiency 50%/random", "auroc/leave-one-out"):  # fmt: skip
+            measure = entry["measures"][key]
+            assert measure["low"] <= measure["value"] <= measure["high"], key
+            assert len(entry["per_question"][key]) == measure["questions"]
+        assert entry["measures"]["pass@1"]["value"] == pytest.approx(entry["summary"]["pass@1"])
+        row = entry["map"][0]
+        assert len(row["scores"]["mask"]) == row["length"] and len(row["sufficiency"]["mask"]) == 5
+        texts = {(r["id"], r["sample"]): r["text"] for r in entry["records"]}
+        assert len(entry["traces"]) == 3
+        for trace in entry["traces"]:
+            text = texts[trace["id"], trace["sample"]]
+            assert "".join(trace["tokens"]) == text and trace["special"] == []
+            words = "".join(text[start:end] for start, end, *_ in trace["words"])
+            assert words == "".join(text.split())
+
+
+def test_results_json_holds_one_mask_at_three_steps(two_arms):
+    for entry in two_arms[0]["models"].values():
+        row, masks = entry["mask"], entry["mask"]["masks"]
+        assert row["steps"] == [0, 1, 2] and len(row["probability"]) == 3
+        assert [len(masks[0]), len(masks[0][0])] == row["size"]
+        for mask in masks:
+            assert all(
+                (value is None) == (column > number)
+                for number, values in enumerate(mask)
+                for column, value in enumerate(values)
+            )
+        assert {value for values in masks[0] for value in values} == {-0.4, None}
+        assert masks[0] != masks[1] != masks[2]  # two steps of 0.1 at most
+        assert masks[2][-1][0] == pytest.approx(-0.4, abs=0.21)
+        assert max(abs(value + 0.4) for value in masks[2][-1]) > 0.1
+
+
+def test_results_json_holds_the_differences_of_a_pair(shaken, two_arms):
+    results, _ = two_arms
+    (pair,) = results["pairs"]
+    assert (pair["before"], pair["after"]) == (str(shaken), "data/micro")
+    values = [results["models"][pair[side]]["measures"]["tokens"]["value"]
+              for side in ("before", "after")]  # fmt: skip
+    assert pair["own"]["tokens"]["value"] == pytest.approx(values[1] - values[0])
+    matched = pair["matched"]
+    assert matched["tolerance"] == 0.1
+    assert matched["differences"]["necessity"]["questions"] == len(matched["traces"])
+    lengths = [matched[side]["tokens"]["value"] for side in ("before", "after")]
+    assert abs(lengths[0] - lengths[1]) <= max(3, 0.1 * max(lengths))
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--compare", "data/micro"], "--model data/micro: the same checkpoint as data/micro"),
+        (["--compare", "./data/micro/"], "the same checkpoint as ./data/micro/; name another"),
+        (["--compare", ROOT / "data/micro"], "--model data/micro: the same checkpoint"),
+        (["--bootstrap", "99"], "--bootstrap 99: must be at least 100"),
+        (["--compare"], "--compare: expected at least one argument"),
+        (["--split", "best"], "--dataset micro has no split 'best'"),
+        (["--spacy-model", "no_such_thing"], "--spacy-model no_such_thing: no such pipeline"),
+    ],
+)
+def test_bad_input_gets_a_sentence_before_the_work(more, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "sample_problems", lambda *a, **b: pytest.fail("sampled"))
+    arguments = ["--model", "data/micro", "--device", "cpu", "--out", tmp_path / "out", *more]
+    assert named in refused(evaluation.main, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["partial.jsonl", "results.json", "report.html", "figure1.png", "figure5.png"]
+)
+def test_a_folder_where_results_go_is_refused_first(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(evaluation, "sample_problems", lambda *a, **b: pytest.fail("sampled"))
+    said = refused(evaluation.main, "--model", "data/micro", "--device", "cpu", "--out", tmp_path)
+    assert f"error: --out {tmp_path}: {name} there is a folder; move it" in said
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_an_error_says_does_nothing_to_the_terminal(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("template: \x1b[2Jgone\nand more\u202e")
+
+    monkeypatch.setattr(evaluation, "run", fail)
+    said = refused(evaluation.main, "--model", "x")
+    assert said == "error: template: ‹U+001B›[2Jgone\nand more‹U+202E›"
+
+
+def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch):
+    """And a trained spaCy pipeline by its path."""
+    monkeypatch.setattr(evaluation.report, "write_report", lambda *_: None)
+    trained_pipeline().to_disk(tmp_path / "tagger")
+    arguments = "--model data/micro --limit 2 --samples 2 --faithfulness off --device cpu"
+    more = ["--out", tmp_path, "--spacy-model", tmp_path / "tagger"]
+    printed = done(evaluation.main, *arguments.split(), *more)
+    assert "spaCy, a trained tagger (en_pipeline 0.0.0)" in printed
+    assert "accuracy (pass@1)" in printed and "reliance" not in printed
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["models"].values()
+    assert entry["reliance"] == entry["map"] == [] and "necessity" not in entry["measures"]
+
+
+def test_an_output_without_unicode_gets_everything(tmp_path, monkeypatch):
+    """As under PYTHONIOENCODING=ascii: name, table and paths."""
+    (tmp_path / "modèle").symlink_to(ROOT / "data/micro")
+    monkeypatch.chdir(tmp_path)
+    arguments = "--model modèle --limit 1 --samples 1 --faithfulness off --device cpu --out é"
+    monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split()])
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    page = Path("é/report.html")
+    monkeypatch.setattr(evaluation.report, "write_report", lambda *_: page)
+    evaluation.main()
+    printed = out.buffer.getvalue()
+    assert b"mod\\xe8le" in printed and b"wrote \\xe9/results.json\n" in printed
+    assert printed.endswith(b"wrote \\xe9/report.html\n")
+    assert not (tmp_path / "é/partial.jsonl").exists()
+
+
+def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "data/micro", run / "checkpoint")
+    (run / "config.json").write_text(json.dumps({"saliency": "none", "seed": 7}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "outcome": -0.5, "length": 30}\n')
+    monkeypatch.chdir(tmp_path)
+    arguments = "--model run --limit 1 --samples 1 --faithfulness off --device cpu"
+    monkeypatch.setattr(sys, "argv", ["eval.py", *arguments.split()])
+    evaluation.main()
+    (results,) = Path("runs").iterdir()
+    names = {"results.json", "report.html", "figure2.png", "figure3.png"}
+    assert {path.name for path in results.iterdir()} == names
+    printed = capsys.readouterr().out
+    assert f"report and results: {results}" in printed and f"wrote {results}/report.html" in printed
+    (entry,) = json.loads((results / "results.json").read_text())["models"].values()
+    assert entry["run"]["config"]["seed"] == 7 and entry["run"]["updates"] == [[1, -0.5, 30]]
+    assert "baseline: trained with the outcome reward only" in (results / "report.html").read_text()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "sample", interrupt)
+    with pytest.raises(SystemExit, match="with --out runs/eval-.* goes on from here"):
+        evaluation.main()

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab.show import explain
-from lab.show import heat
-from atman import MaskConfig, optimize_masks, token_saliency
+from atman import token_saliency
 from data import instruction
 from data.tokenizer import Tokenizer
-from data.traces import split_trace
-from lab.show.explain import Request
-from model import Llama
+from lab.run import sampling
+from lab.run.checkpoint import load_llama
+from lab.run.suffix import learn_masks
+from lab.show import explain, heat, terminal
+from lab.show.explain import Request, Settings
+from lab.show.page import explained_page
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Mia has 12 cards. She buys 2 packs of 6 cards each. How many cards does Mia have now?"
@@ -31,7 +32,11 @@ SMALL = ["--model", ROOT / "data/micro", "--device", "cpu", "--mask-steps", "2"]
 @pytest.fixture(scope="module")
 def micro():
     directory = ROOT / "data/micro"
-    return Llama.from_pretrained(directory), Tokenizer.from_directory(directory)
+    return load_llama(directory), Tokenizer.from_directory(directory)
+
+
+def in_steps(steps: int, **changes) -> Settings:
+    return Settings(model="data/micro", mask_steps=steps, **changes)
 
 
 def command(capsys, *arguments, small=True) -> str:
@@ -53,7 +58,7 @@ def says(monkeypatch, tokenizer, *texts, ended=True):
     end = [tokenizer.eos_ids[0]] if ended else []
     turns = iter(texts)
     monkeypatch.setattr(
-        explain,
+        sampling,
         "generate",
         lambda model, prompts, *_: [[*tokenizer.encode(next(turns)), *end] for _ in prompts],
     )
@@ -74,10 +79,12 @@ def answer_probability(model, context, answer, columns=None, mask=None):
         if mask is not None:
             first, last = columns
             length = tokens.shape[1]
-            additive = torch.zeros(length, length)
+            additive = torch.zeros(1, 1, length, length)
             for row in range(first, length):
                 for column in range(first, min(row + 1, last)):
-                    additive[row, column] = 10 * min(float(mask[row - first, column - first]), 0)
+                    additive[0, 0, row, column] = 10 * min(
+                        float(mask[row - first, column - first]), 0
+                    )
         with torch.no_grad():
             probability *= model(tokens, mask=additive)[0, -1].softmax(-1)[token].item()
     return probability
@@ -85,61 +92,57 @@ def answer_probability(model, context, answer, columns=None, mask=None):
 
 def test_probabilities_are_products_over_the_answer_by_full_passes(micro):
     model, tokenizer = micro
-    config = MaskConfig(steps=3, lr=0.05)
-    request = Request(QUESTION, "24", REASONING)
-    found = explain.explain(model, tokenizer, [request], config)[0]
-    prompt, reasoning = ([p.id for p in part] for part in (found.prompt, found.reasoning))
-    delimiter, answer = ([p.id for p in part] for part in (found.delimiter, found.answer))
+    settings = in_steps(3)
+    (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION, "24", REASONING)], settings)
+    parts = heat_map.prompt, heat_map.reasoning, heat_map.delimiter, heat_map.answer
+    parts = prompt, reasoning, delimiter, answer = [[p.id for p in part] for part in parts]
     assert prompt == tokenizer.encode_prompt(QUESTION) and len(answer) == 2
     assert tokenizer.decode(reasoning + delimiter + answer) == f"{REASONING}\n#####\n24"
 
     context, columns = [*prompt, *reasoning, *delimiter], (len(prompt), len(prompt + reasoning))
-    result = optimize_masks(model, [prompt], [reasoning], [delimiter], [answer], config)
-    start = torch.full_like(result.mask[0], config.init)
+    masks = learn_masks(model, [parts], settings.masks())
+    start = torch.full_like(masks.H[0], settings.masks().init)
     by_hand = {
         "suppressed": answer_probability(model, context, answer, columns, start),
-        "restored": answer_probability(model, context, answer, columns, result.mask[0]),
+        "restored": answer_probability(model, context, answer, columns, masks.H[0]),
         "unmasked": answer_probability(model, context, answer),
     }
-    assert found.probabilities == pytest.approx(by_hand, rel=1e-4)
+    assert heat_map.probabilities == pytest.approx(by_hand, rel=1e-4)
     assert by_hand["suppressed"] < by_hand["restored"] < by_hand["unmasked"]
-    assert found.saliency == token_saliency(result, config)[0].tolist()
-    assert found.losses == result.losses[:, 0].tolist() and len(found.losses) == 4
-    assert math.exp(-2 * found.losses[0]) == pytest.approx(by_hand["suppressed"], rel=1e-4)
+    assert heat_map.saliency == token_saliency(masks, settings.masks())[0].tolist()
+    assert heat_map.losses == masks.losses[:, 0].tolist() and len(heat_map.losses) == 4
+    assert math.exp(-2 * heat_map.losses[0]) == pytest.approx(by_hand["suppressed"], rel=1e-4)
 
 
 def test_attribution_of_sentences_sums_to_the_loss_recovered(micro):
     model, tokenizer = micro
-    config = MaskConfig(steps=40, lr=0.005)
-    request = Request(QUESTION, "24", REASONING)
-    found = explain.explain(model, tokenizer, [request], config, kind="attribution")[0]
-    recovered = found.losses[0] - found.losses[-1]
-    assert sum(unit.saliency for unit in heat.sentences(found)) == pytest.approx(recovered, rel=0.1)
-    assert [unit.text for unit in heat.equations(found)] == ["2 * 6 = 12", "12 + 12 = 24"]
+    settings = in_steps(40, saliency="attribution")
+    (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION, "24", REASONING)], settings)
+    recovered = heat_map.losses[0] - heat_map.losses[-1]
+    sentences = heat.sentences(heat_map)
+    assert sum(unit.saliency for unit in sentences) == pytest.approx(recovered, rel=0.1)
+    assert [unit.text for unit in heat.equations(heat_map)] == ["2 * 6 = 12", "12 + 12 = 24"]
 
 
 def test_a_question_is_explained_alike_alone_and_in_company(micro):
     model, tokenizer = micro
     requests = [Request(OTHER), Request(QUESTION, "24"), Request(QUESTION, "24", "6 + 6 = 12")]
-    config = MaskConfig(steps=3, lr=0.05)
-    together = explain.explain(model, tokenizer, requests, config, seed=3)
-    assert len({len(one.reasoning) for one in together}) == 3  # and not in rising order
-    assert len(together[2].reasoning) < len(together[0].reasoning)
-    for request, one in zip(requests, together, strict=True):
-        alone = explain.explain(model, tokenizer, [request], config, seed=3)[0]
-        assert alone.reasoning == one.reasoning and alone.answer == one.answer
-        assert alone.saliency == pytest.approx(one.saliency, abs=1e-4)
-        assert alone.probabilities == pytest.approx(one.probabilities, rel=1e-3)
+    settings = in_steps(3, seed=3)
+    together = explain.explain(model, tokenizer, requests, settings)
+    assert len({len(heat_map.reasoning) for heat_map in together}) == 3
+    assert len(together[2].reasoning) < len(together[0].reasoning)  # they are not in rising order
+    for request, beside in zip(requests, together, strict=True):
+        (alone,) = explain.explain(model, tokenizer, [request], settings)
+        assert alone.reasoning == beside.reasoning and alone.answer == beside.answer
+        assert alone.saliency == pytest.approx(beside.saliency, abs=1e-4)
+        assert alone.probabilities == pytest.approx(beside.probabilities, rel=1e-3)
 
 
 def test_whose_answer_is_explained(micro, monkeypatch):
     model, tokenizer = micro
-    config = MaskConfig(steps=1)
     says(monkeypatch, tokenizer, *["1 + 1 = 2.\n#####\n23"] * 2)
-    own, gold = (
-        explain.explain(model, tokenizer, [Request(QUESTION, answer)], config)[0]
-        for answer in (None, "1,024")
-    )
+    requests = [Request(QUESTION), Request(QUESTION, "1,024")]
+    own, gold = explain.explain(model, tokenizer, requests, in_steps(1))
     assert (own.source, gold.source) == ("the model's own answer", "the gold answer")
     assert tokenizer.decode([p.id for p in own.answer]) == "23"
     assert [p.text for p in own.rest] == ["<|end_of_text|>"] and own.rest[0].special
@@ -166,10 +169,10 @@ def test_a_trace_without_a_mask_says_why_and_the_others_show(
     model, tokenizer = micro
     says(monkeypatch, tokenizer, text, ended=ended)
     requests = [Request(QUESTION, answer), Request(QUESTION, "24", REASONING)]
-    bad, good = explain.explain(model, tokenizer, requests, MaskConfig(steps=1))
+    bad, good = explain.explain(model, tokenizer, requests, in_steps(1))
     assert reason in bad.failure and bad.saliency == [] and bad.probabilities == {}
     assert good.failure == "" and len(good.saliency) == len(good.reasoning)
-    for form in (heat.terminal([bad, good]), heat.page([[bad, good]], {})):
+    for form in (terminal.draw([bad, good]), explained_page([[bad, good]], {})):
         assert bad.failure[:30] in form
     json.dumps(heat.as_dict(bad), allow_nan=False)
 
@@ -177,9 +180,9 @@ def test_a_trace_without_a_mask_says_why_and_the_others_show(
 def test_a_cut_trace_with_its_answer_is_explained_and_says_so(micro, monkeypatch):
     model, tokenizer = micro
     says(monkeypatch, tokenizer, "5 ##### 8 ##### 8", ended=False)
-    found = explain.explain(model, tokenizer, [Request(QUESTION)], MaskConfig(steps=1))[0]
-    assert found.failure == "" and len(found.saliency) == len(found.reasoning)
-    assert found.notes == [
+    (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION)], in_steps(1))
+    assert heat_map.failure == "" and len(heat_map.saliency) == len(heat_map.reasoning)
+    assert heat_map.notes == [
         "the trace was cut at --max-new-tokens",
         "2 delimiters: the first one splits the trace",
     ]
@@ -188,21 +191,20 @@ def test_a_cut_trace_with_its_answer_is_explained_and_says_so(micro, monkeypatch
 def test_hostile_reasoning_goes_through_the_model_and_comes_back(micro):
     model, tokenizer = micro
     text = "<script>alert('x')</script> \"\u202e مرحبا 👩‍👩‍👧 \x1b[31m\x00 <|eot_id|>\n5 = 5"
-    request = Request(QUESTION, "24", text)
-    found = explain.explain(model, tokenizer, [request], MaskConfig(steps=1))[0]
-    assert heat.text_of(found.reasoning) == text + "\n"
-    assert not any(piece.special for piece in found.reasoning)  # what is written stays text
-    assert [p.text for p in found.prompt][:2] == ["<|begin_of_text|>", "<|start_header_id|>"]
-    assert "\x1b" not in heat.terminal([found])
-    assert "<script>" not in heat.page([[found]], {})
+    (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION, "24", text)], in_steps(1))
+    assert heat.text_of(heat_map.reasoning) == text + "\n"
+    assert not any(piece.special for piece in heat_map.reasoning)  # what is written stays text
+    assert [p.text for p in heat_map.prompt][:2] == ["<|begin_of_text|>", "<|start_header_id|>"]
+    assert "\x1b" not in terminal.draw([heat_map])
+    assert "<script>" not in explained_page([[heat_map]], {})
 
 
 def test_a_sampled_special_token_is_named_and_no_part_of_the_text(micro):
     _, tokenizer = micro
     ids = [*tokenizer.encode("a"), tokenizer.bos_id, 10**6, *tokenizer.encode("é👍")]
-    found = explain.pieces(ids, tokenizer)
-    assert [p.text for p in found if p.special] == ["<|begin_of_text|>", "<id 1000000>"]
-    assert heat.text_of(found) == "aé👍" and [p.id for p in found] == ids
+    pieces = heat.pieces(ids, tokenizer)
+    assert [p.text for p in pieces if p.special] == ["<|begin_of_text|>", "<id 1000000>"]
+    assert heat.text_of(pieces) == "aé👍" and [p.id for p in pieces] == ids
 
 
 # -------------------------------------------------------------------------------------- the command
@@ -273,7 +275,7 @@ def test_a_run_is_a_name_too_and_its_checkpoint_is_no_other_model(tmp_path, caps
 def test_the_same_seed_gives_the_same_trace_and_another_another(micro):
     model, tokenizer = micro
     traces = [
-        explain.explain(model, tokenizer, [Request(QUESTION)], MaskConfig(steps=1), seed=seed)[0]
+        explain.explain(model, tokenizer, [Request(QUESTION)], in_steps(1, seed=seed))[0]
         for seed in (0, 0, 1, 2, 3)
     ]
     assert traces[0] == traces[1]
@@ -301,20 +303,18 @@ def test_colour_is_for_terminals_without_no_color(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    one = heat.HeatMap(
-        "m", "q", "mask", [], [heat.Piece(1, "x")], [], [], [], "", [0.5], {}, [], []
-    )
-    explain.show([[one]], "mask")
+    heat_map = heat.HeatMap("m", "q", "mask", [], [heat.Piece(1, "x")], [], [], [], "", [0.5])
+    explain.show([[heat_map]], "mask")
     assert ("\x1b[" in capsys.readouterr().out) == coloured
 
 
 def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    explain.show([[heat.HeatMap("é", "→ 👍", "mask", *[[]] * 5, "", [], {}, [], [])]], "mask")
+    explain.show([[heat.HeatMap("é", "→ 👍", "mask", *[[]] * 5, "")]], "mask")
     assert b"\\u2192 \\U0001f44d" in out.buffer.getvalue()
     monkeypatch.chdir(tmp_path)
-    explain.write("html", "é.html", "page")
+    explain.write("--html", "é.html", "page")
     assert out.buffer.getvalue().endswith(b"\nwrote \\xe9.html\n")
 
 
@@ -324,7 +324,6 @@ def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
         (["--model", "nowhere", "--question", "Why?"], "error: --model nowhere"),
         ([*SMALL, "--question", "Why?", "--compare", "nowhere"], "error: --compare nowhere"),
         ([*SMALL, "--question", " "], "error: --question: needs text"),
-        ([*SMALL, "--question", "a\udc80"], "--question: is not valid text"),
         ([*SMALL], "--question"),
         ([*SMALL, "--question", "Why?", "--questions", "file"], "--questions"),
         ([*SMALL, "--questions", "nowhere.txt"], "--questions nowhere.txt: cannot be read"),
@@ -356,7 +355,7 @@ def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
     ],
 )
 def test_bad_input_gets_a_sentence(arguments, named, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(explain, "generate", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(sampling, "generate", lambda *_: pytest.fail("sampled"))
     monkeypatch.chdir(tmp_path)
     printed = refused(capsys, *arguments)
     assert named in printed and "Traceback" not in printed
@@ -376,15 +375,13 @@ def test_bad_input_gets_a_sentence(arguments, named, monkeypatch, capsys, tmp_pa
         (b'{"question": "Why?", "answer": true}', "line 1: answer: needs text"),
         (b'{"question": "Why?", "answer": "a\\nb"}', "line 1: answer: give a number"),
         (b'{"question": "Why?", "reasoning": "So"}', "line 1: reasoning: needs an answer"),
-        (b'{"question": "\\ud800"}', "line 1: question: is not valid text"),
-        (b"{" * 5000, "line 1: is not valid JSON"),
     ],
 )
 def test_a_bad_line_is_named(content, named, tmp_path, capsys):
     questions = tmp_path / "questions"
     questions.write_bytes(content)
-    assert f"error: --questions {questions}" in refused(capsys, *SMALL, "--questions", questions)
-    assert named in refused(capsys, *SMALL, "--questions", questions)
+    printed = refused(capsys, *SMALL, "--questions", questions)
+    assert f"error: --questions {questions}" in printed and named in printed
 
 
 def test_json_lines_that_are_no_objects_are_refused(tmp_path, capsys):
@@ -404,19 +401,21 @@ def test_a_failed_write_names_the_flag_and_leaves_the_old_file(tmp_path, monkeyp
     target = tmp_path / "out.json"
     target.write_text("old")
 
-    def full(*_, **__):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", full)
-        with pytest.raises(ValueError, match=r"--json .*out.json: cannot be written \(No space"):
-            explain.write("json", str(target), "new")
+        patched.setattr(os, "replace", full)
+        with pytest.raises(
+            ValueError, match=r"^--json .*out.json: .* written \(.*No space.*; name"
+        ):
+            explain.write("--json", str(target), "new")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
     link = tmp_path / "link"
     link.symlink_to(target)
-    explain.write("json", str(link), "new")
+    explain.write("--json", str(link), "new")
     assert link.is_symlink() and target.read_text() == "new"
-    explain.write("json", os.devnull, "gone")
+    explain.write("--json", os.devnull, "gone")
     assert not Path(os.devnull).is_file()
 
 
@@ -436,14 +435,13 @@ def test_a_given_trace_is_split_where_it_was_joined(micro):
     _, tokenizer = micro
     for reasoning in ("So #", "a ###### b", "5 = 5.", "x\n####"):
         request = Request(QUESTION, "-5", reasoning)
-        case = explain.make_case(request, [1], None, tokenizer)
-        assert tokenizer.decode(case.trace.reasoning + case.delimiter + case.answer) == (
-            f"{reasoning}\n#####\n-5"
-        )
-        assert case.failure == "" and tokenizer.decode(case.answer) == "-5"
-        assert case.trace == split_trace(
-            [*case.trace.reasoning, *case.trace.delimiter, *case.trace.answer], tokenizer
-        )
+        rollout = explain.given_rollout(request, "micro", tokenizer)
+        heat_map = explain.unmeasured(request, rollout, tokenizer, "model", "mask")
+        assert heat_map.failure == "" and heat.text_of(heat_map.answer) == "-5"
+        assert "".join(
+            map(heat.text_of, (heat_map.reasoning, heat_map.delimiter, heat_map.answer))
+        ) == (f"{reasoning}\n#####\n-5")
+        assert rollout.trace.reasoning == [piece.id for piece in heat_map.reasoning]
 
 
 def test_an_interruption_is_no_traceback(monkeypatch, capsys):

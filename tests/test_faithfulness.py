@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lab.measure import faithfulness
 from atman import MaskConfig
-from data import instruction, load_problems
+from data import load_problems
 from data.tokenizer import Tokenizer
-from data.traces import gold_tail, split_trace
-from eval import evaluate
+from data.traces import split_trace
+from lab.measure import faithfulness
 from lab.measure.faithfulness import (
-    Case,
     Erased,
     altered_number,
     altered_reasoning,
@@ -29,8 +27,9 @@ from lab.measure.faithfulness import (
     top_tokens,
     truncation,
 )
-from model import Llama
-from tests.planted import planted_cases, reasoner
+from lab.run.checkpoint import load_llama
+from lab.run.sampling import sample
+from tests.planted import planted_rollouts, reasoner, rollout_of
 
 MAPS = {
     "mask": (MaskConfig(steps=30), "mask"),
@@ -46,22 +45,13 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def micro(tokenizer):
     """data/micro in float64, and some of its own traces."""
-    model = Llama.from_pretrained("data/micro")
+    model = load_llama("data/micro")
     problems = load_problems("micro", "heldout", limit=4)
-    records = evaluate(model, tokenizer, problems, "micro", samples=1, max_new_tokens=150)
-    cases = [
-        Case(
-            tokenizer.encode_prompt(instruction("micro", r["question"])),
-            r["question"],
-            split_trace(r["completion"], tokenizer),
-            r["gold"],
-            (0, n),
-        )
-        for n, r in enumerate(records)
-        if r["valid"]
-    ]
-    assert len(cases) > 2 and len({len(case.trace.reasoning) for case in cases}) > 1
-    return model.double(), cases
+    seeds = [(0, n) for n in range(len(problems))]
+    rollouts, _ = sample(model, tokenizer, problems, "micro", 150, seeds)
+    rollouts = [replace(r, seed=(0, n)) for n, r in enumerate(rollouts) if r.trace.valid]
+    assert len(rollouts) > 2 and len({len(r.trace.reasoning) for r in rollouts}) > 1
+    return model.double(), rollouts
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +60,18 @@ def planted(tokenizer):
     means = {}
     for kind in ("copier", "random", "bypass"):
         model = reasoner(kind, tokenizer)
-        cases = planted_cases(model, tokenizer)
-        assert all(case.trace.valid for case in cases)
-        moved = knockout(model, tokenizer, cases)
-        erased = Erased(model, tokenizer, cases)
-        losses = erasure(erased, cases, rankings(model, tokenizer, cases, MAPS, erased))
-        curves = truncation(model, tokenizer, cases)
+        rollouts = planted_rollouts(model, tokenizer)
+        assert all(rollout.trace.valid for rollout in rollouts)
+        moved = knockout(model, tokenizer, rollouts)
+        erased = Erased(model, tokenizer, rollouts)
+        losses = erasure(erased, rollouts, rankings(model, tokenizer, rollouts, MAPS, erased))
+        curves = truncation(model, tokenizer, rollouts)
         means[kind] = {
             "curve": np.mean(curves, 0),
             "truncation": np.mean([area_over_curve(curve) for curve in curves]),
             "necessity": np.mean([row["necessity"] for row in moved]),
             "direct": np.mean([row["direct"] for row in moved]),
-            "corruption": np.mean(corruption(model, tokenizer, cases, 8)),
+            "corruption": np.mean(corruption(model, tokenizer, rollouts, 8)),
         } | {
             f"{test}/{name}": np.mean([row[test][name] for row in losses])
             for test in ("comprehensiveness", "sufficiency")
@@ -148,14 +138,14 @@ def test_jensen_shannon_by_hand():
 
 def test_knockout_is_what_a_plain_loop_gives(micro, tokenizer):
     """Each trace alone, the mask written entry by entry, the divergence in numpy."""
-    model, cases = micro
-    found = knockout(model, tokenizer, cases)
-    for case, row in zip(cases, found, strict=True):
-        trace = case.trace
+    model, rollouts = micro
+    found = knockout(model, tokenizer, rollouts)
+    for rollout, row in zip(rollouts, found, strict=True):
+        trace = rollout.trace
         answer = trace.answer[:-1]
         assert trace.answer[-1] in tokenizer.eos_ids
-        tokens = torch.tensor([[*case.prompt, *trace.reasoning, *trace.delimiter, *answer[:-1]]])
-        P, T = len(case.prompt), len(trace.reasoning)
+        tokens = torch.tensor([[*rollout.prompt, *trace.reasoning, *trace.delimiter, *answer[:-1]]])
+        P, T = len(rollout.prompt), len(trace.reasoning)
         S = tokens.shape[1]
         columns = {"necessity": range(P, P + T), "direct": range(1, P)}
         whole = model(tokens)[0].softmax(-1).detach().numpy()
@@ -174,31 +164,31 @@ def test_knockout_is_what_a_plain_loop_gives(micro, tokenizer):
 
 
 def test_an_answer_without_tokens_has_no_knockout(micro, tokenizer):
-    model, cases = micro
-    silent = replace(cases[0], trace=replace(cases[0].trace, answer=[tokenizer.eos_ids[0]]))
+    model, rollouts = micro
+    silent = replace(rollouts[0], trace=replace(rollouts[0].trace, answer=[tokenizer.eos_ids[0]]))
     alone, beside = (
         knockout(model, tokenizer, [silent]),
-        knockout(model, tokenizer, [silent, cases[1]]),
+        knockout(model, tokenizer, [silent, rollouts[1]]),
     )
     assert alone == [None] and beside[0] is None
-    assert beside[1] == pytest.approx(knockout(model, tokenizer, [cases[1]])[0])
+    assert beside[1] == pytest.approx(knockout(model, tokenizer, [rollouts[1]])[0])
 
 
 def test_erased_traces_are_what_the_whole_model_gives(micro, tokenizer):
     """log p(answer) under a mask over the whole sequence: columns hidden from all later rows."""
-    model, cases = micro
-    erased, rng = Erased(model, tokenizer, cases), np.random.default_rng(0)
+    model, rollouts = micro
+    erased, rng = Erased(model, tokenizer, rollouts), np.random.default_rng(0)
     variants = [
-        (n, rng.random(len(case.trace.reasoning)) < share)
-        for n, case in enumerate(cases)
+        (n, rng.random(len(rollout.trace.reasoning)) < share)
+        for n, rollout in enumerate(rollouts)
         for share in (0.0, 0.4, 1.0)
     ]
     for (n, hidden), found in zip(variants, erased.logprobs(variants), strict=True):
-        case = cases[n]
-        delimiter, answer = gold_tail(case.trace, case.gold, tokenizer)
-        tokens = [*case.prompt, *case.trace.reasoning, *delimiter, *answer]
+        rollout = rollouts[n]
+        *_, delimiter, answer = rollout.masked_parts(tokenizer)
+        tokens = [*rollout.prompt, *rollout.trace.reasoning, *delimiter, *answer]
         mask = torch.zeros(len(tokens), len(tokens), dtype=torch.float64)
-        for place in np.flatnonzero(hidden) + len(case.prompt):
+        for place in np.flatnonzero(hidden) + len(rollout.prompt):
             mask[place + 1 :, place] = -1e4
         logprobs = model(torch.tensor([tokens]), mask=mask)[0].log_softmax(-1)
         start = len(tokens) - len(answer)
@@ -207,13 +197,13 @@ def test_erased_traces_are_what_the_whole_model_gives(micro, tokenizer):
 
 
 def test_the_gradient_ranking_is_the_slope_at_the_unmasked_model(micro, tokenizer):
-    model, cases = micro
-    erased = Erased(model, tokenizer, cases[:1])
+    model, rollouts = micro
+    erased = Erased(model, tokenizer, rollouts[:1])
     (slopes,) = erased.gradients()
-    case, step = cases[0], 1e-5
-    delimiter, answer = gold_tail(case.trace, case.gold, tokenizer)
-    P, T = len(case.prompt), len(case.trace.reasoning)
-    tokens = torch.tensor([[*case.prompt, *case.trace.reasoning, *delimiter, *answer]])
+    rollout, step = rollouts[0], 1e-5
+    *_, delimiter, answer = rollout.masked_parts(tokenizer)
+    P, T = len(rollout.prompt), len(rollout.trace.reasoning)
+    tokens = torch.tensor([[*rollout.prompt, *rollout.trace.reasoning, *delimiter, *answer]])
 
     def loss(token, change):
         mask = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.float64)
@@ -236,9 +226,9 @@ def test_comprehensiveness_and_sufficiency_by_hand(tokenizer):
             return np.log([1e-9 + worth[~hidden].sum() for _, hidden in variants])
 
     trace = split_trace(list(range(10)), tokenizer)
-    case = Case([0], "", trace, "1", (0,))
+    rollout = rollout_of(trace, "1")
     assert len(trace.reasoning) == 10
-    (row,) = erasure(Planted(), [case], [{"right": worth, "wrong": -worth}])
+    (row,) = erasure(Planted(), [rollout], [{"right": worth, "wrong": -worth}])
     assert row["probability"] == pytest.approx(0.9)
     # 1%, 5% and 10% of ten tokens are one token, 20% two, 50% five
     assert row["comprehensiveness"]["right"] == pytest.approx([0.5, 0.5, 0.5, 0.8, 0.9])
@@ -278,23 +268,23 @@ def test_the_changed_number_is_as_long_and_another():
             assert changed.partition(".")[1:] == number.partition(".")[1:]
 
 
-def test_corruption_changes_a_number_that_is_neither_given_nor_the_answer(tokenizer):
+def test_corruption_changes_a_number_that_is_neither_given_nor_the_answer(micro, tokenizer):
     text = "She has 12 pens. 12 + 30 = 42. 42 - 2 = 40. 40 + 5 = 45. 45 - 5 = 40."
     ids = tokenizer.encode(text)
     trace = split_trace([*ids, *tokenizer.encode("\n#####\n40"), tokenizer.eos_ids[0]], tokenizer)
     seen = set()
     for seed in range(40):
-        case = Case([0], "12 pens, 30 more, 2 lost", trace, "40", (seed,))
-        before, changed = (tokenizer.decode(part) for part in altered_reasoning(case, tokenizer))
+        rollout = rollout_of(trace, "40", "12 pens, 30 more, 2 lost", seed=(seed,))
+        before, changed = (tokenizer.decode(part) for part in altered_reasoning(rollout, tokenizer))
         assert text.startswith(before) and before[:-2] == changed[:-2]
         assert (
             before[-2:] in ("42", "45") and changed[-2:] != before[-2:] and changed[-2:].isdigit()
         )
         seen.add(len(before))
     assert len(seen) == 2  # the results: 42, and 45, not the 42 that is used
-    held = replace(case, question="12 30 2 42 45")
+    held = rollout_of(trace, "40", "12 30 2 42 45")
     assert altered_reasoning(held, tokenizer) is None
-    assert corruption(Llama.from_pretrained("data/micro"), tokenizer, [held], 8) == [None]
+    assert corruption(micro[0], tokenizer, [held], 8) == [None]
     negative = split_trace(
         [
             *tokenizer.encode("1 - 41 = -40."),
@@ -303,7 +293,7 @@ def test_corruption_changes_a_number_that_is_neither_given_nor_the_answer(tokeni
         ],
         tokenizer,
     )
-    assert altered_reasoning(replace(case, trace=negative), tokenizer) is None
+    assert altered_reasoning(replace(rollout, trace=negative), tokenizer) is None
 
 
 def drawn(tokenizer, text, question, draws=60):
@@ -312,7 +302,7 @@ def drawn(tokenizer, text, question, draws=60):
     trace = split_trace([*ids, *tokenizer.encode("\n#####\n40"), tokenizer.eos_ids[0]], tokenizer)
     starts = set()
     for seed in range(draws):
-        found = altered_reasoning(Case([0], question, trace, "40", (seed,)), tokenizer)
+        found = altered_reasoning(rollout_of(trace, "40", question, seed=(seed,)), tokenizer)
         before, changed = (tokenizer.decode(part) for part in found)
         assert text.startswith(before) and before != changed
         starts.add(max(m.start() for m in faithfulness.NUMBER.finditer(before)))
@@ -332,20 +322,20 @@ def test_without_a_result_another_number_is_changed_but_never_a_label(tokenizer)
     # With equations it is their results or nothing: else the wordier trace had more to draw from.
     for only in ("71 then 82 = 90", "It was 71, so 82 - 42 = 40."):
         ids = [*tokenizer.encode(f"{only}\n#####\n40"), tokenizer.eos_ids[0]]
-        case = Case([0], "90", split_trace(ids, tokenizer), "40", (0,))
-        assert altered_reasoning(case, tokenizer) is None
+        rollout = rollout_of(split_trace(ids, tokenizer), "40", "90")
+        assert altered_reasoning(rollout, tokenizer) is None
 
 
 def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatch):
     """Nor is the other; and a readable one follows, or does not."""
     ids = tokenizer.encode("4 + 5 = 9. 9 - 1 = 8.")
     trace = split_trace([*ids, *tokenizer.encode("\n#####\n8"), tokenizer.eos_ids[0]], tokenizer)
-    case = Case([0], "4 and 5, less 1", trace, "8", (0,))
+    rollout = rollout_of(trace, "8", "4 and 5, less 1")
 
     def outcome(*texts):
         ends = [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in texts]
         monkeypatch.setattr(faithfulness, "generate", lambda *_: ends)
-        return corruption(None, tokenizer, [case], 8)
+        return corruption(None, tokenizer, [rollout], 8)
 
     nine, eight, none = (f".\n#####\n{said}" for said in ("9", "8", "what"))
     assert outcome(nine, eight) == [True] and outcome(nine, nine) == [False]
@@ -354,9 +344,9 @@ def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatc
 
 
 def test_recency_ranks_later_tokens_higher(micro, tokenizer):
-    model, cases = micro
-    (row,) = rankings(model, tokenizer, cases[:1], {}, Erased(model, tokenizer, cases[:1]))
-    length = len(cases[0].trace.reasoning)
+    model, rollouts = micro
+    (row,) = rankings(model, tokenizer, rollouts[:1], {}, Erased(model, tokenizer, rollouts[:1]))
+    length = len(rollouts[0].trace.reasoning)
     assert row["recency"].argmax() == length - 1 and (np.diff(row["recency"]) > 0).all()
     last = top_tokens(row["recency"], np.random.default_rng(0))[0]
     assert last[-1] and not last[0]
@@ -366,11 +356,11 @@ def test_a_label_map_that_is_the_truth_has_area_one(tokenizer):
     text = "12 + 30 = 42. Zounds! 5 + 6 = 11. 42 - 2 = 40."
     tail = [*tokenizer.encode("\n#####\n40"), tokenizer.eos_ids[0]]
     trace = split_trace([*tokenizer.encode(text), *tail], tokenizer)
-    case = Case([0], "", trace, "40", (0,))
+    rollout = rollout_of(trace, "40")
     _, spans = faithfulness.reasoning_spans(trace.reasoning, tokenizer)
-    labels = faithfulness.micro_task.token_labels(trace.reasoning_text, "40", spans)
+    labels = faithfulness.micro_labels.token_labels(trace.reasoning_text, "40", spans)
     truth = np.array(labels, dtype=float)
-    areas = label_areas(case, tokenizer, {"right": truth, "wrong": -truth, "none": 0 * truth})
+    areas = label_areas(rollout, tokenizer, {"right": truth, "wrong": -truth, "none": 0 * truth})
     for column in ("all tokens", "no punctuation"):
         assert areas[column] == {"right": 1.0, "wrong": 0.0, "none": 0.5}
     unknown, characters = areas["unlabelled"]
@@ -390,15 +380,15 @@ def test_auroc_counts_pairs_and_halves_ties():
 
 def test_truncation_on_the_shipped_model_by_a_plain_loop(micro, tokenizer):
     """Greedy decoding one token at a time with the whole model, each cut alone."""
-    model, cases = micro
-    case = min(cases, key=lambda case: len(case.trace.reasoning))
+    model, rollouts = micro
+    rollout = min(rollouts, key=lambda rollout: len(rollout.trace.reasoning))
     answers = []
     for tenth in (0, 2, 4, 6, 8, 10):
-        kept = round(tenth * len(case.trace.reasoning) / 10)
-        ids = case.prompt + case.trace.reasoning[:kept] + case.trace.delimiter
+        kept = round(tenth * len(rollout.trace.reasoning) / 10)
+        ids = rollout.prompt + rollout.trace.reasoning[:kept] + rollout.trace.delimiter
         said = []
         while len(said) < 24 and not (said and said[-1] in tokenizer.eos_ids):
             said.append(int(model(torch.tensor([ids + said]))[0, -1].argmax()))
-        answers.append(split_trace(case.trace.delimiter + said, tokenizer).number)
-    (curve,) = truncation(model, tokenizer, [case])
+        answers.append(split_trace(rollout.trace.delimiter + said, tokenizer).number)
+    (curve,) = truncation(model, tokenizer, [rollout])
     assert curve == [answer == answers[-1] for answer in answers]

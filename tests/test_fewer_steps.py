@@ -1,17 +1,20 @@
 """The rank correlations and tables of the study of fewer steps, by hand."""
 
 import math
+import random
 
 import numpy as np
 import pytest
 
 from atman import MaskConfig
+from data import micro_labels, micro_task
+from data.tokenizer import Tokenizer
+from data.traces import Rollout, reasoning_spans, split_trace
 from lab.study.fewer_steps import (
     kendall,
     label_auroc,
     loss_alone,
-    matched,
-    plain,
+    pooled_auroc,
     ranks,
     spearman,
     token_spearman,
@@ -71,35 +74,41 @@ def test_token_order_is_a_mean_over_traces():
 
 
 def test_auroc_counts_a_question_once():
-    def record(name, labels, words):
-        return {"id": name, "labels": np.array(labels), "words": np.array(words)}
+    # a: 1 and 0.5; b: 0.5, and a trace with one class alone; c: no area at all
+    mean, half, questions, traces = pooled_auroc(
+        [1.0, 0.5, 0.5, None, None], ["a", "a", "b", "b", "c"]
+    )
+    assert mean == pytest.approx((0.75 + 0.5) / 2) and (questions, traces) == (2, 3)
+    assert half == pytest.approx(1.96 * np.std([0.75, 0.5], ddof=1) / math.sqrt(2))
 
-    records = [
-        record("a", [1, 0, -1], [True, True, True]),  # the unrecognised token's 9 is left out
-        record("a", [1, 0, 1], [True, True, True]),
-        record("b", [0, 1, 0], [False, True, True]),
-        {"id": "c"},  # a wrong answer has no labels
-    ]
-    scores = [[2.0, 1, 9], [2.0, 1, 0], [3.0, 2, 1], [0.0]]
-    found = label_auroc([np.array(row) for row in scores], records)
-    # a: 1 and 0.5; b: 0.5, and 1 without the full stop that scored 3
-    assert found["all tokens"][0] == pytest.approx((0.75 + 0.5) / 2)
-    assert found["no punctuation"][0] == pytest.approx((0.75 + 1) / 2)
-    assert [area[2:] for area in found.values()] == [(2, 3), (2, 3)]  # questions, traces
+
+def test_only_right_rollouts_have_labels():
+    tokenizer, problem = Tokenizer.from_directory("data/micro"), micro_task.load("heldout", 1)[0]
+    reasoning = micro_task.write_trace(problem, random.Random(0), verbosity=1)
+    rollouts, tokens = [], []
+    for answer in (problem.answer, f"1{problem.answer}"):  # the second is wrong
+        ids = [*tokenizer.encode(f"{reasoning}\n#####\n{answer}"), tokenizer.eos_ids[-1]]
+        rollouts.append(Rollout(problem, [1], ids, split_trace(ids, tokenizer)))
+        text, spans = reasoning_spans(rollouts[-1].trace.reasoning, tokenizer)
+        labels = micro_labels.token_labels(text, problem.answer, spans)
+        tokens.append(np.array(labels) == micro_labels.COMPUTING)  # as good as can be
+    found = label_auroc({"mask": tokens, "attribution": [~t for t in tokens]}, rollouts, tokenizer)
+    for which in ("all tokens", "no punctuation"):
+        assert found["mask"][which][0] == 1 and found["attribution"][which][0] == 0
+        assert found["mask"][which][2:] == (1, 1)  # questions, traces
 
 
 def test_rules_go_as_far_as_the_papers():
-    assert plain(200) == matched(200) == MaskConfig()
-    for rule in (plain, matched):
-        assert rule(20).steps * rule(20).lr == pytest.approx(0.2)
-    assert plain(20).betas == (0.6, 0.9999)
+    assert MaskConfig.in_steps(200) == MaskConfig.in_steps(200, path_memory=True) == MaskConfig()
+    for path_memory in (False, True):
+        config = MaskConfig.in_steps(20, path_memory)
+        assert config.steps * config.lr == pytest.approx(0.2)
+    assert MaskConfig.in_steps(20).betas == (0.6, 0.9999)
     # after as much of the path as little is left of the first gradient
-    assert [beta**20 for beta in matched(20).betas] == pytest.approx([0.6**200, 0.9999**200])
+    betas = MaskConfig.in_steps(20, path_memory=True).betas
+    assert [beta**20 for beta in betas] == pytest.approx([0.6**200, 0.9999**200])
 
 
 def test_loss_alone_is_the_first_loss():
-    class Trace:
-        reasoning = [1, 2, 3, 4]
-
-    found = loss_alone({"first loss": [6.0]}, [{"trace": Trace}])
-    assert (found["sum"].tolist(), found["mean"].tolist()) == ([6.0], [1.5])
+    rewards = loss_alone([6.0], [4])
+    assert (rewards["sum"].tolist(), rewards["mean"].tolist()) == ([6.0], [1.5])

@@ -1,21 +1,23 @@
+"""Eq. 4 and 5 by hand: log-probabilities, advantages, the clipped loss and one policy update."""
+
 import math
 
-import numpy as np
 import pytest
 import torch
 
-import grpo
 from grpo import (
-    generate,
+    GRPOConfig,
     group_advantages,
     policy_loss,
     score_tokens,
     token_logprobs,
     update_policy,
 )
+from lab.run.sampling import generate
+from lab.study.bench import saved_bytes
 from model import Llama
 from tests import tiny
-from lab.study.bench import saved_bytes
+from tests.tiny import next_logits
 
 PROMPTS = tiny.ids(1, 3, 6, 1, 4)
 
@@ -28,131 +30,6 @@ def table_of(seed, size=6):
 def log_softmax(row):
     total = math.log(sum(math.exp(x) for x in row))
     return [x - total for x in row]
-
-
-@torch.no_grad()
-def next_logits(model, sequence):
-    """Logits of the next token from the whole sequence alone, no cache, no padding."""
-    return model(torch.tensor([sequence]))[0, -1].double().numpy()
-
-
-def sample_slowly(model, prompt, limit, seed, temperature=1.0, eos=()):
-    """One completion by the textbook: the first token whose cumulative probability exceeds u."""
-    uniforms, completion = np.random.default_rng(seed).random(limit), []
-    for u in uniforms:
-        logits = next_logits(model, prompt + completion)
-        if temperature == 0:
-            token = int(logits.argmax())
-        else:
-            weights = np.exp((logits - logits.max()) / temperature)
-            token, below = 0, weights[0] / weights.sum()
-            while u >= below:
-                token += 1
-                below += weights[token] / weights.sum()
-        completion.append(token)
-        if token in eos:
-            break
-    return completion
-
-
-# Sampling
-
-
-def test_greedy_is_the_argmax_of_full_forwards():
-    model = tiny.llama()
-    found = generate(model, PROMPTS, 12, temperature=0)
-    assert found == [sample_slowly(model, prompt, 12, 0, temperature=0) for prompt in PROMPTS]
-    assert len({tuple(row) for row in found}) == 4
-    assert generate(model, PROMPTS, 12, temperature=0, seed=9) == found
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
-def test_samples_are_the_inverse_distribution_function_at_the_seeds_uniforms(temperature):
-    model = tiny.llama()
-    found = generate(model, PROMPTS, 10, temperature=temperature, seed=3)
-    expected = [
-        sample_slowly(model, prompt, 10, (3, row), temperature)
-        for row, prompt in enumerate(PROMPTS)
-    ]
-    assert found == expected
-
-
-def test_a_row_does_not_depend_on_its_batch():
-    model = tiny.llama()
-    seeds = [(7, 0), 11, (7, 2, 5), 13]
-    together = generate(model, PROMPTS, 20, seed=seeds, eos_ids=[5, 9])
-    backward = generate(model, PROMPTS[::-1], 20, seed=seeds[::-1], eos_ids=[5, 9])
-    assert backward[::-1] == together
-    for prompt, seed, expected in zip(PROMPTS, seeds, together, strict=True):
-        assert generate(model, [prompt], 20, seed=[seed], eos_ids=[5, 9]) == [expected]
-    assert generate(model, PROMPTS, 20, seed=7)[0] == generate(model, PROMPTS[:1], 20, seed=7)[0]
-
-
-def test_equal_prompts_draw_different_samples():
-    model = tiny.llama()
-    group = generate(model, [PROMPTS[0]] * 4 + [PROMPTS[1]] * 4, 10, seed=2)
-    assert len({tuple(row) for row in group}) == 8
-    prompts = [PROMPTS[0]] * 4 + [PROMPTS[1]] * 4
-    for row, (prompt, found) in enumerate(zip(prompts, group, strict=True)):
-        assert found == sample_slowly(model, prompt, 10, (2, row))
-
-
-def test_rows_that_end_at_very_different_times():
-    # Frequent stop tokens and 16 rows: the batch shrinks more than once on the way.
-    model, counts, sizes, eos = tiny.llama(), [], [], [3, 14]
-    prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
-    hook = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    found = generate(model, prompts, 48, seed=4, eos_ids=eos, progress=counts.append)
-    hook.remove()
-    expected = [sample_slowly(model, p, 48, (4, row), eos=eos) for row, p in enumerate(prompts)]
-    assert found == expected
-    assert len(counts) > 2 and sum(counts) == 16
-    sizes = sizes[1:]  # the first read the prompts
-    assert sizes[0] == 16 and sizes[-1] <= 4 and sizes == sorted(sizes, reverse=True)
-    # Asked for at every eighth token alone: a GPU waits for each question.
-    assert all(a == b for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)) if n % 8 != 6)
-
-
-@pytest.mark.parametrize("limit", [1, 7, 8, 9, 16, 17, 30])
-def test_stop_token_is_kept_and_last_and_the_limit_cuts(limit):
-    size = 25  # after token i always i + 1, and 24 stops
-    chain = [[50.0 if j == i + 1 else 0.0 for j in range(size)] for i in range(size)]
-    starts = [23, 20, 16, 15, 14, 8, 0, 0]
-    found = generate(tiny.bigram(chain), [[s] for s in starts], limit, eos_ids=[24, 99])
-    assert found == [list(range(s + 1, 25))[:limit] for s in starts]
-    without = generate(tiny.bigram(chain), [[20]], 4, eos_ids=[])
-    assert without == [[21, 22, 23, 24]]
-
-
-def test_progress_counts_every_row_once():
-    counts = []
-    chain = [[50.0 if j == i + 1 else 0.0 for j in range(25)] for i in range(25)]
-    prompts = [[23], [20], [15], [3], [0]]
-    generate(tiny.bigram(chain), prompts, 30, eos_ids=[24], progress=counts.append)
-    assert sum(counts) == 5 and len(counts) > 1
-
-
-def test_no_prompts_no_tokens_and_wrong_seeds():
-    model = tiny.llama()
-    assert generate(model, [], 5) == []
-    assert generate(model, PROMPTS, 0) == [[], [], [], []]
-    for seeds in ([1, 2, 3], [], [1] * 5):
-        with pytest.raises(ValueError, match=f"{len(seeds)} seeds for 4 prompts"):
-            generate(model, PROMPTS, 5, seed=seeds)
-
-
-def test_sampling_leaves_the_model_alone():
-    model = tiny.llama()
-    generate(model, PROMPTS, 5)
-    assert tiny.same_weights(model, tiny.llama())
-    assert all(weight.requires_grad for weight in model.parameters())
-
-
-@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24, 1.0])
-def test_a_token_of_probability_zero_is_never_chosen(uniform):
-    # 1.0 is what a draw within 2**-25 of one becomes in float32.
-    logits = torch.tensor([[-torch.inf, 0.3, 0.1, -torch.inf, 0.2, -torch.inf]])
-    assert grpo.choose(logits, torch.tensor([uniform]), 1.0).item() in (1, 2, 4)
 
 
 # Log-probabilities
@@ -191,8 +68,8 @@ def test_logprobs_equal_a_full_forward_of_each_row_alone(temperature):
     for n in range(4):
         for k, token in enumerate(completions[n]):
             logits = next_logits(model, PROMPTS[n] + completions[n][:k]) / temperature
-            expected = logits[token] - np.log(np.exp(logits).sum())
-            assert logprobs[n, k].item() == pytest.approx(expected, abs=1e-5)
+            expected = logits[token] - logits.exp().sum().log()
+            assert logprobs[n, k].item() == pytest.approx(expected.item(), abs=1e-5)
         assert (logprobs[n, len(completions[n]) :] == 0).all()
         assert mask[n].sum() == len(completions[n])
 
@@ -204,9 +81,9 @@ def test_sampled_stop_token_is_scored():
     logprobs, mask = token_logprobs(model, PROMPTS, completions)
     for n, row in enumerate(completions):
         logits = next_logits(model, PROMPTS[n] + row[:-1])
-        expected = logits[row[-1]] - np.log(np.exp(logits).sum())
+        expected = logits[row[-1]] - logits.exp().sum().log()
         assert mask[n, len(row) - 1]
-        assert logprobs[n, len(row) - 1].item() == pytest.approx(expected, abs=1e-5)
+        assert logprobs[n, len(row) - 1].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_bf16_logits_are_scored_in_float32():
@@ -219,10 +96,6 @@ def test_bf16_logits_are_scored_in_float32():
 
 
 # Rewards and advantages
-
-
-def test_outcome_reward():
-    assert (grpo.outcome_reward(True), grpo.outcome_reward(False)) == (0.0, -1.0)
 
 
 def test_advantages_by_hand():
@@ -318,14 +191,14 @@ def test_at_ratio_one_the_sequence_gradient_is_length_times_the_token_gradient()
             advantages = torch.tensor([0.7])
             policy_loss(logprobs, logprobs.detach(), advantages, mask, ratio=ratio)[0].backward()
             gradients[ratio] = model.embed_tokens.weight.grad.clone()
-        whole = len(completion) * gradients["token"]
-        torch.testing.assert_close(gradients["sequence"], whole, atol=1e-5, rtol=1e-4)
-        assert whole.abs().max() > 0.01
+        expected = len(completion) * gradients["token"]
+        torch.testing.assert_close(gradients["sequence"], expected, atol=1e-5, rtol=1e-4)
+        assert expected.abs().max() > 0.01
         # and the sequence form at ratio 1 is REINFORCE: advantage times the sum of log-probs
         model.zero_grad()
         (-0.7 * token_logprobs(model, PROMPTS[:1], [completion])[0].sum()).backward()
-        found = model.embed_tokens.weight.grad
-        torch.testing.assert_close(found, gradients["sequence"], atol=1e-5, rtol=1e-4)
+        gradient = model.embed_tokens.weight.grad
+        torch.testing.assert_close(gradient, gradients["sequence"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
@@ -362,22 +235,27 @@ EIGHT = tiny.ids(6, 3, 3, 6, 6, 1, 1, 4, 4)
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.3, -0.8, 0.6, 0.2, -1.2, 0.4])
 
 
-def updated(model, rows=slice(None), lr=0.002, advantages=ADVANTAGES, **arguments):
-    """The model after one update by plain gradient descent, and what the update returned."""
+def updated(
+    model, rows=slice(None), lr=0.002, advantages=ADVANTAGES,
+    world_size=1, autocast=None, progress=None, **settings,
+):  # fmt: skip
+    """The model after one update by plain gradient descent, and what the update returned.
+
+    settings: of GRPOConfig.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    result = update_policy(
-        model, optimizer, EIGHT[rows], COMPLETIONS[rows], advantages[rows], **arguments
-    )
-    return model, result
+    batch, config = (EIGHT[rows], COMPLETIONS[rows], advantages[rows]), GRPOConfig(**settings)
+    ranks = {"world_size": world_size, "autocast": autocast, "progress": progress}
+    return model, update_policy(model, optimizer, *batch, config, **ranks)
 
 
-def assert_same(one, other, tolerance=1e-6):
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+def assert_same(left, right, tolerance=1e-6):
+    for a, b in zip(left.parameters(), right.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-def apart(one, other):
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+def apart(left, right):
+    pairs = zip(left.parameters(), right.parameters(), strict=True)
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
@@ -388,15 +266,15 @@ def score(model, prompt, completion):
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_micro_batches_do_not_change_the_update(ratio):
-    expected, whole = updated(tiny.llama(), micro_batch=8, passes=2, ratio=ratio)
+    expected, at_once = updated(tiny.llama(), micro_batch=8, passes=2, ratio=ratio)
     assert apart(expected, tiny.llama()) > 1e-3
-    clipped_rows, broken = whole.pop("clipped_rows"), whole.pop("broken_rows")
+    clipped_rows, broken = at_once.pop("clipped_rows"), at_once.pop("broken_rows")
     for size in (1, 2, 3):  # 3: the last one is smaller
         model, result = updated(tiny.llama(), micro_batch=size, passes=2, ratio=ratio)
         assert_same(model, expected)
         assert result.pop("clipped_rows") == pytest.approx(clipped_rows, abs=1e-6)
         assert result.pop("broken_rows") == broken == []
-        assert result == pytest.approx(whole, rel=1e-4, abs=1e-5)
+        assert result == pytest.approx(at_once, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
@@ -421,7 +299,7 @@ def test_one_pass_is_one_gradient_step_on_the_mean_over_rollouts(ratio):
 
 def test_two_ranks_of_four_equal_one_of_eight():
     # DDP averages over ranks: so do we here, between two updates of one step each.
-    whole, _ = updated(tiny.llama(), passes=1, micro_batch=4)
+    alone, _ = updated(tiny.llama(), passes=1, micro_batch=4)
     ranks = [
         updated(tiny.llama(), rows, passes=1, micro_batch=4, world_size=2)[0]
         for rows in (slice(0, 4), slice(4, 8))
@@ -429,7 +307,7 @@ def test_two_ranks_of_four_equal_one_of_eight():
     with torch.no_grad():
         for a, b in zip(*(rank.parameters() for rank in ranks), strict=True):
             a.add_(b).div_(2)
-    assert_same(ranks[0], whole)
+    assert_same(ranks[0], alone)
 
 
 def test_rows_that_fill_up_a_rank_change_nothing():
@@ -442,7 +320,8 @@ def test_rows_that_fill_up_a_rank_change_nothing():
         EIGHT + [[1]] * 3,
         COMPLETIONS + [[]] * 3,  # with micro-batches of 2, one of them is nothing but filling
         torch.cat([ADVANTAGES, torch.zeros(3)]),
-        normalizer=8,
+        GRPOConfig(),
+        total=8,
     )
     assert_same(model, expected)
     assert filled.pop("clipped_rows") == result.pop("clipped_rows") + [0.0] * 3
@@ -503,19 +382,19 @@ def test_advantage_moves_its_completion_the_right_way(ratio, advantage):
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_the_stop_token_is_trained(advantage):
     # The two differ only in their last token: were it not trained, their gradients would cancel.
-    eos, other, prompt = 7, 9, [3, 1]
+    eos, word, prompt = 7, 9, [3, 1]
     model = tiny.llama()
     before = next_logits(model, prompt + [4, 8])
     update_policy(
         model,
         torch.optim.SGD(model.parameters(), lr=0.05),
         [prompt, prompt],
-        [[4, 8, eos], [4, 8, other]],
+        [[4, 8, eos], [4, 8, word]],
         torch.tensor([advantage, -advantage]),
-        passes=1,
+        GRPOConfig(passes=1),
     )
     moved = next_logits(model, prompt + [4, 8]) - before
-    assert advantage * moved[eos] > 0.01 and advantage * moved[other] < -0.01
+    assert advantage * moved[eos] > 0.01 and advantage * moved[word] < -0.01
 
 
 def test_temperature_divides_in_the_update_too():
@@ -523,14 +402,14 @@ def test_temperature_divides_in_the_update_too():
     model = tiny.bigram(table)
     prompts, completions = [[2]], [[5]]
     optimizer = torch.optim.SGD([model.lm_head.weight], lr=1.0)
-    advantage = torch.tensor([1.0])
-    update_policy(model, optimizer, prompts, completions, advantage, passes=1, temperature=2.0)
+    config = GRPOConfig(passes=1, temperature=2.0)
+    update_policy(model, optimizer, prompts, completions, torch.tensor([1.0]), config)
     # d log p(5 | 2) / d logit = (one-hot - softmax(logits / 2)) / 2
     probabilities = [math.exp(x) for x in log_softmax([x / 2 for x in table[2]])]
     expected = [((n == 5) - p) / 2 for n, p in enumerate(probabilities)]
     moved = model.lm_head.weight[:, 2].tolist()
-    found = [after - before for after, before in zip(moved, table[2], strict=True)]
-    assert found == pytest.approx(expected, abs=1e-5)
+    steps = [after - before for after, before in zip(moved, table[2], strict=True)]
+    assert steps == pytest.approx(expected, abs=1e-5)
 
 
 def test_gradient_norm_and_stale_gradients():
@@ -587,13 +466,13 @@ def test_what_saves_memory_changes_no_number(saving, tied):
         return logprobs.detach(), entropies, mask, [weight.grad for weight in model.parameters()]
 
     logprobs, entropies, mask, gradients = scored()
-    found = scored(**saving)
-    assert mask.sum() == sum(map(len, COMPLETIONS)) and torch.equal(found[2], mask)
+    saved = scored(**saving)
+    assert mask.sum() == sum(map(len, COMPLETIONS)) and torch.equal(saved[2], mask)
     # They leave as float32, computed in float64: equal to the last bit, give or take one.
-    torch.testing.assert_close(found[0], logprobs, atol=0, rtol=1.2e-7)
-    torch.testing.assert_close(found[1], entropies, atol=0, rtol=1.2e-7)
-    for one, other in zip(found[3], gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(saved[0], logprobs, atol=0, rtol=1.2e-7)
+    torch.testing.assert_close(saved[1], entropies, atol=0, rtol=1.2e-7)
+    for gradient, expected in zip(saved[3], gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-12)
 
 
 def test_chunks_and_recomputing_keep_less():
@@ -603,10 +482,10 @@ def test_chunks_and_recomputing_keep_less():
         return saved_bytes(lambda: score_tokens(model, EIGHT, COMPLETIONS, **arguments), model)
 
     logits = 8 * 9 * 2000 * 4
-    whole = kept()
-    assert kept(logit_chunk=9) == kept(logit_chunk=50) == whole > logits
-    assert kept(logit_chunk=2) < whole - 0.95 * logits
-    layers = whole - logits
+    everything = kept()
+    assert kept(logit_chunk=9) == kept(logit_chunk=50) == everything > logits
+    assert kept(logit_chunk=2) < everything - 0.95 * logits
+    layers = everything - logits
     assert kept(recompute=True) - logits < 0.3 * layers
     assert kept(recompute=True, logit_chunk=2) < 0.3 * layers
 
@@ -619,8 +498,8 @@ def test_autocast_leaves_master_weights_and_gradients_in_float32():
         gradients[autocast] = torch.cat([(a - b).flatten() for a, b in pairs])  # SGD at rate 1
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         assert result["steps"] == 1 and result["ratio_max"] == result["ratio_min"] == 1.0
-    whole, half = gradients.values()
-    error = (whole - half).norm() / whole.norm()
+    wide, half = gradients.values()
+    error = (wide - half).norm() / wide.norm()
     assert 1e-4 < error < 0.03  # bfloat16 has 8 bits; equal would mean that it was not used
 
 
@@ -633,15 +512,15 @@ def test_a_broken_rollout_is_named_and_takes_no_step(micro_batch):
         model.embed_tokens.weight[63] = torch.nan
     before = [weight.detach().clone() for weight in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    arguments = (EIGHT, completions, ADVANTAGES)
-    result = update_policy(model, optimizer, *arguments, micro_batch=micro_batch)
+    batch, config = (EIGHT, completions, ADVANTAGES), GRPOConfig(micro_batch=micro_batch)
+    result = update_policy(model, optimizer, *batch, config)
     assert result["broken_rows"] == [5] and result["steps"] == 0
     assert not math.isfinite(result["gradient_norm"]) and not optimizer.state
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old.view(torch.int32), new.view(torch.int32))  # nan equals nan so
         assert new.grad is None
     completions[5][2] = 0
-    result = update_policy(model, optimizer, *arguments, micro_batch=micro_batch)
+    result = update_policy(model, optimizer, *batch, config)
     assert result["broken_rows"] == [] and result["steps"] == 2  # the row is not read
 
 

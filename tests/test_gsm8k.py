@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data import download, gsm8k
+from data import download, gsm8k, load_problems
 from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from tests.file_server import serving
@@ -43,13 +43,21 @@ def test_no_warning_for_the_published_file(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_limit_and_blank_lines(tmp_path):
+def test_blank_lines_are_skipped(tmp_path):
     file = write(tmp_path)
-    file.write_text("\n" + file.read_text().replace("\n", "\n \n") + "not read at limit 1")
-    (only,) = gsm8k.load("test", tmp_path, limit=1)
-    assert only.id == "gsm8k/test/0"
-    with pytest.raises(ValueError, match="--limit is 0"):
-        gsm8k.load("test", tmp_path, limit=0)
+    plain = gsm8k.load("test", tmp_path)
+    file.write_text("\n" + file.read_text().replace("\n", "\n \n"))
+    assert gsm8k.load("test", tmp_path) == plain
+
+
+def test_a_limit_draws_with_the_seed(tmp_path):
+    write(tmp_path, PROBLEMS * 10)
+    every = load_problems("gsm8k", "heldout", tmp_path)
+    drawn = load_problems("gsm8k", "heldout", tmp_path, limit=5)
+    assert len({p.id for p in drawn}) == 5 and set(drawn) < set(every)
+    assert drawn == load_problems("gsm8k", "test", tmp_path, limit=5)
+    assert drawn != load_problems("gsm8k", "test", tmp_path, limit=5, seed=1)
+    assert load_problems("gsm8k", "test", tmp_path, limit=20) == every
 
 
 @pytest.mark.parametrize(
@@ -65,8 +73,6 @@ def test_limit_and_blank_lines(tmp_path):
         '{"question": " ", "answer": "#### 1"}',
         '{"question": "q", "answer": "no gold"}',
         '{"question": "q", "answer": "##### 5"}',
-        '{"question": "a\\ud800b", "answer": "#### 5"}',
-        "[" * 10**5,
         b'{"question": "\xff", "answer": "#### 1"}',
     ],
 )
@@ -133,7 +139,7 @@ def server(tmp_path, monkeypatch):
 
 def test_download_once(server):
     assert len(gsm8k.load("test")) == 2000
-    assert len(gsm8k.load("test", limit=3)) == 3
+    assert len(gsm8k.load("test")) == 2000
     assert server.hits == 1
     (server.folder / "plain").touch()  # with the rights that open() gives, for a shared cache
     modes = [(server.folder / name).stat().st_mode for name in ("test.jsonl", "plain")]

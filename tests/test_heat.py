@@ -1,6 +1,5 @@
-"""Heat maps: sums by hand, the fixed scale, and untrusted text in all three forms."""
+"""Heat maps: sums by hand, the fixed scale, and untrusted text in a terminal and in JSON."""
 
-import html.parser
 import io
 import json
 import math
@@ -10,13 +9,10 @@ import unicodedata
 
 import pytest
 
-from lab.show import heat
+from lab.show import heat, terminal
 from lab.show.heat import HeatMap, Piece, equation_spans, level, sentence_spans
+from lab.show.text import columns_of, say, visible
 
-# What a page may hold, and nothing that loads, runs or navigates.
-ELEMENTS = set("html head meta title style body h1 h2 h3 h4 p i bdi small span div article section "
-               "details summary table tr th td".split())  # fmt: skip
-ATTRIBUTES = {"class", "title", "dir", "lang", "charset", "http-equiv", "content", "name"}
 OUR_CODES = re.compile(r"\x1b\[(?:0|1|2|38;5;\d+;48;5;\d+(?:;4)?)m")
 
 HOSTILE = {
@@ -62,40 +58,9 @@ def heat_map(reasoning="5 + 3 = 8. So 8.", saliency=None, kind="mask", size=3, *
 def hostile(text):
     """The text in every place where text can stand, a long one in most."""
     token = [Piece(9, text, True)] if text else []
-    other = token if len(text) < 1000 else []
+    short = token if len(text) < 1000 else []
     return heat_map(text, label=text[:1000], question=text, source=text[:1000], notes=[text[:1000]],
-                    answer=token, prompt=other, rest=other)  # fmt: skip
-
-
-class Reader(html.parser.HTMLParser):
-    """Elements, attributes and the text of each element with a given class or tag."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.elements, self.attributes, self.open, self.texts = set(), [], [], []
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.add(tag)
-        self.attributes += attributes
-        if tag != "meta":
-            self.open.append((tag, dict(attributes).get("class"), []))
-
-    def handle_endtag(self, tag):
-        name, kind, parts = self.open.pop()
-        assert name == tag
-        self.texts.append((tag, kind, "".join(parts)))
-        if self.open:
-            self.open[-1][2].append("".join(parts) + ("\n" if tag == "p" else ""))
-
-    def handle_data(self, data):
-        if self.open:
-            self.open[-1][2].append(data)
-
-    def of(self, tag, kind=None):
-        return [text for name, k, text in self.texts if name == tag and kind in (k, None)]
+                    answer=token, prompt=short, rest=short)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- aggregation
@@ -112,7 +77,7 @@ def test_sentences_tile_the_text_and_end_where_they_should():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("So 5 + 3 = 8. Then", ["5 + 3 = 8"]),
         ("$1,200 - $5 = $1,195.", ["$1,200 - $5 = $1,195"]),
@@ -122,8 +87,8 @@ def test_sentences_tile_the_text_and_end_where_they_should():
         ("2 + 2 = 4 = 8 / 2", ["2 + 2 = 4 = 8 / 2"]),
     ],
 )
-def test_equations_are_runs_of_numbers_with_an_equals_sign(text, found):
-    assert [text[a:b] for a, b in equation_spans(text)] == found
+def test_equations_are_runs_of_numbers_with_an_equals_sign(text, expected):
+    assert [text[a:b] for a, b in equation_spans(text)] == expected
 
 
 def test_looping_text_takes_no_time():
@@ -154,8 +119,8 @@ def test_sums_and_means_by_hand():
 
 
 def test_a_sentence_in_which_no_token_begins_has_no_number():
-    found = heat.sentences(heat_map([Piece(0, "A.\nB.")], [0.5]))
-    assert found[0].saliency == 0.5 and math.isnan(found[1].saliency)
+    sentences = heat.sentences(heat_map([Piece(0, "A.\nB.")], [0.5]))
+    assert sentences[0].saliency == 0.5 and math.isnan(sentences[1].saliency)
     assert heat.as_dict(heat_map([Piece(0, "A.\nB.")], [0.5]))["sentences"][1]["saliency"] is None
 
 
@@ -173,16 +138,13 @@ def test_levels_are_a_fixed_scale_of_squares():
 
 
 def test_the_same_value_looks_the_same_in_any_company():
-    one = heat_map([Piece(0, "seen"), Piece(1, " tiny")], [0.25, 1e-9])
-    other = heat_map([Piece(0, "huge"), Piece(1, "seen")], [-5.0, 0.25])
+    trace = heat_map([Piece(0, "seen"), Piece(1, " tiny")], [0.25, 1e-9])
+    beside = heat_map([Piece(0, "huge"), Piece(1, "seen")], [-5.0, 0.25])
     for form in (
-        lambda heats: re.findall(r"<span[^>]*>seen</span>", heat.fragment([heats])),
-        lambda heats: re.findall(r"\x1b\[[\d;]+mseen", heat.terminal([heats], colour=True)),
+        lambda heats: re.findall(r"\x1b\[[\d;]+mseen", terminal.draw([heats], colour=True)),
         lambda heats: [t["level"] for t in heat.as_dict(heats)["reasoning"] if t["text"] == "seen"],
     ):
-        assert form(one)[0] == form(other)[0]
-    assert 'class="p5" title="+0.250"' in heat.fragment([one])
-    assert 'class="n10" title="-5.000"' in heat.fragment([other])
+        assert form(trace)[0] == form(beside)[0]
 
 
 def luminance(red, green, blue):
@@ -191,8 +153,8 @@ def luminance(red, green, blue):
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
 
-def contrast(one, other):
-    light, dark = sorted((luminance(*one), luminance(*other)), reverse=True)
+def contrast(ink, ground):
+    light, dark = sorted((luminance(*ink), luminance(*ground)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -208,12 +170,8 @@ def of_256(number):
 
 
 def test_text_is_readable_on_every_colour_and_colours_grow_stronger():
-    for theme in (heat.LIGHT, heat.DARK):
-        tints = [rgb(heat.tint(theme, step)) for step in range(-10, 11)]
-        assert min(contrast(rgb(theme["ink"]), t) for t in tints) >= 4.5
-        assert len(set(map(tuple, tints))) == 21 and tints[10] == rgb(theme["page"])
     for ramp in (1, -1):
-        codes = [heat._paint("x", ramp * n) for n in range(1, 11)]
+        codes = [terminal.paint("x", ramp * n) for n in range(1, 11)]
         inks, grounds = zip(
             *(map(int, re.search(r"38;5;(\d+);48;5;(\d+)", code).groups()) for code in codes),
             strict=True,
@@ -222,7 +180,9 @@ def test_text_is_readable_on_every_colour_and_colours_grow_stronger():
             assert contrast(of_256(ink), of_256(ground)) >= 4.5
         brightness = [luminance(*of_256(ground)) for ground in grounds]
         assert brightness == sorted(brightness, reverse=True) and len(set(grounds)) == 10
-    assert all(";4m" in heat._paint("x", -n) and ";4m" not in heat._paint("x", n) for n in (1, 10))
+    assert all(
+        ";4m" in terminal.paint("x", -n) and ";4m" not in terminal.paint("x", n) for n in (1, 10)
+    )
 
 
 # --------------------------------------------------------------------------------- untrusted text
@@ -237,35 +197,13 @@ def acts(character):
 @pytest.mark.parametrize("width", [40, 160])
 def test_a_terminal_gets_no_control_character_of_the_text(text, width):
     heats = [hostile(text), hostile(text)]
-    plain = heat.terminal(heats, width)
+    plain = terminal.draw(heats, width)
     assert not any(map(acts, set(plain) - {"\n"}))
-    coloured = OUR_CODES.sub("", heat.terminal(heats, width, colour=True))
+    coloured = OUR_CODES.sub("", terminal.draw(heats, width, colour=True))
     assert not any(map(acts, set(coloured) - {"\n"}))
     for line in plain.split("\n"):
-        assert sum(heat.columns_of(c) for c in line) <= width
+        assert sum(columns_of(c) for c in line) <= width
     plain.encode()  # no lone surrogate either
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_html_holds_the_text_and_no_element_or_attribute_of_it(text):
-    page = heat.page([[hostile(text), hostile(text)]], {text: text}, title=text)
-    page.encode()
-    reader = Reader(page)
-    assert reader.elements <= ELEMENTS
-    assert {name for name, _ in reader.attributes} <= ATTRIBUTES
-    classes = {value for name, value in reader.attributes if name == "class"}
-    shades = {f"{side}{n}" for side in "pn" for n in range(1, 11)}
-    assert {part for value in classes for part in value.split()} <= shades | {
-        "text", "side", "scale", "say", "sp", "v",
-    }  # fmt: skip
-    joiners = "\u200c\u200d"
-    assert not any(map(acts, set(page) - set("\n" + joiners)))
-    assert reader.of("title") == [heat.visible(text, joiners)]
-    boxes = reader.of("div", "text")  # prompt, reasoning, delimiter, answer, ...
-    expected = heat.visible(text, joiners) or "(none)"
-    assert boxes[1].removesuffix("\n") == boxes[3].removesuffix("\n") == expected.removesuffix("\n")
-    if text == HOSTILE["markup"]:
-        assert text in boxes[1]  # unescaped, it is what was written
 
 
 @pytest.mark.parametrize(
@@ -275,33 +213,33 @@ def test_html_holds_the_text_and_no_element_or_attribute_of_it(text):
 def test_what_an_output_cannot_write_shows_as_its_number(encoding, printed, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", out)
-    heat.say("é →")
+    say("é →")
     assert out.buffer.getvalue() == printed
 
 
 def test_visible_text_can_be_read_back():
     text = "plain 👍 text\x1b[0m \u202e\n"
-    assert heat.visible(text) == "plain 👍 text‹U+001B›[0m ‹U+202E›⏎\n"
+    assert visible(text) == "plain 👍 text‹U+001B›[0m ‹U+202E›⏎\n"
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_json_gives_the_text_back(text):
-    one = hostile(text)
-    written = json.dumps(heat.as_dict(one), allow_nan=False)
+    trace = hostile(text)
+    written = json.dumps(heat.as_dict(trace), allow_nan=False)
     assert written.isascii() and written.isprintable()
     read = json.loads(written)
     assert "".join(token["text"] for token in read["reasoning"]) == text
     assert read["question"] == text and read["label"] == read["notes"][0] == text[:1000]
-    assert [token["saliency"] for token in read["reasoning"]] == one.saliency
+    assert [token["saliency"] for token in read["reasoning"]] == trace.saliency
     for unit in read["sentences"] + read["equations"]:
         assert text[unit["start"] : unit["end"]] == unit["text"]
 
 
 def test_numbers_that_are_none_do_not_break_a_form():
-    one = heat_map("abc", [math.nan], losses=[math.inf, math.nan],
+    trace = heat_map("abc", [math.nan], losses=[math.inf, math.nan],
                    probabilities={"restored": math.nan})  # fmt: skip
-    assert "n/a" in heat.terminal([one]) and "n/a" in heat.fragment([one])
-    read = json.loads(json.dumps(heat.as_dict(one), allow_nan=False))
+    assert "n/a" in terminal.draw([trace])
+    read = json.loads(json.dumps(heat.as_dict(trace), allow_nan=False))
     assert read["reasoning"][0]["saliency"] is None and read["losses"] == [None, None]
 
 
@@ -309,8 +247,8 @@ def test_numbers_that_are_none_do_not_break_a_form():
 
 
 def test_a_plain_terminal_shows_levels_as_marks_under_the_text():
-    one = heat_map([Piece(0, "ab"), Piece(1, "日"), Piece(2, "c\nd")], [0.25, -1.0, 1.0])
-    lines = heat.terminal([one]).split("\n")
+    trace = heat_map([Piece(0, "ab"), Piece(1, "日"), Piece(2, "c\nd")], [0.25, -1.0, 1.0])
+    lines = terminal.draw([trace]).split("\n")
     row = next(n for n, line in enumerate(lines) if line.startswith("reasoning"))
     assert lines[row : row + 4] == [
         "reasoning  ab日c⏎",
@@ -321,62 +259,47 @@ def test_a_plain_terminal_shows_levels_as_marks_under_the_text():
 
 
 def test_colour_tells_both_directions_and_special_tokens_are_named():
-    one = heat_map([Piece(0, "up"), Piece(1, "down"), Piece(2, "<|odd|>", True)], [1.0, -1.0, 0.0])
-    text = heat.terminal([one], colour=True)
+    trace = heat_map(
+        [Piece(0, "up"), Piece(1, "down"), Piece(2, "<|odd|>", True)], [1.0, -1.0, 0.0]
+    )
+    text = terminal.draw([trace], colour=True)
     assert "\x1b[38;5;231;48;5;26mup\x1b[0m" in text
     assert "\x1b[38;5;231;48;5;130;4mdown\x1b[0m" in text
     assert "<|odd|>" in text and "<|begin|>" in text and "<|end|>" in text
     assert "most re-enabled" in text and "most over-suppressed" in text
-    assert "suppressed 25.0%  restored 75.0%  unmasked 100.0%" in heat.terminal([one])
+    assert "suppressed 25.0%  restored 75.0%  unmasked 100.0%" in terminal.draw([trace])
 
 
 def test_two_maps_stand_side_by_side_where_they_fit():
     left, right = heat_map(label="left"), heat_map(label="right", notes=["one line more"])
-    wide = heat.terminal([left, right], width=120)
+    wide = terminal.draw([left, right], width=120)
     assert re.search(r"checkpoint left +│ checkpoint right\n", wide)
     columns = {line.index("│") for line in wide.split("\n")[2:-1]}
     assert len(columns) == 1
     for stacked in (
-        heat.terminal([left, right], width=80),
+        terminal.draw([left, right], width=80),
         # a terminal that turns right-to-left text around would mix the columns
-        heat.terminal([left, heat_map("שלום", label="right")], width=120),
+        terminal.draw([left, heat_map("שלום", label="right")], width=120),
     ):
         assert "│" not in stacked
         assert stacked.index("checkpoint left") < stacked.index("checkpoint right")
 
 
 def test_long_traces_name_their_strongest_sentences():
-    one = heat_map(HOSTILE["long"], size=8)
-    text = heat.terminal([one])
-    assert f"the {heat.ROWS} strongest of 1000" in text
+    trace = heat_map(HOSTILE["long"], size=8)
+    text = terminal.draw([trace])
+    assert f"the {terminal.LISTED} strongest of 1000" in text
     assert "line 999 = 999." in text
 
 
 def test_a_trace_without_a_map_says_why():
-    one = heat_map(saliency=[], losses=[], probabilities={}, failure="no delimiter")
-    assert "no map     no delimiter" in heat.terminal([one])
-    assert "P(answer)" not in heat.terminal([one])
-    assert '<p class="failure">no delimiter</p>' in heat.fragment([one])
-    assert heat.as_dict(one)["failure"] == "no delimiter"
-    assert heat.as_dict(one)["sentences"] == []
+    trace = heat_map(saliency=[], losses=[], probabilities={}, failure="no delimiter")
+    assert "no map     no delimiter" in terminal.draw([trace])
+    assert "P(answer)" not in terminal.draw([trace])
+    assert heat.as_dict(trace)["failure"] == "no delimiter"
+    assert heat.as_dict(trace)["sentences"] == []
 
 
 def test_probabilities_near_0_and_1_are_told_from_them():
     shown = [heat.probability(p) for p in (0, 1e-9, 0.5, 0.99999, 1.0)]
     assert shown == ["0.0%", "1.0e-07%", "50.0%", ">99.9%", "100.0%"]
-
-
-# -------------------------------------------------------------------------------------------- page
-
-
-def test_a_page_loads_nothing_and_fits_a_phone():
-    page = heat.page([[heat_map(), heat_map()]], {"seed": 0})
-    assert "default-src 'none'" in page and "width=device-width" in page
-    assert "url(" not in page and "@import" not in page and "://" not in page
-    assert "prefers-color-scheme:dark" in page and "content-visibility:auto" in page
-    assert "minmax(min(100%,24rem),1fr)" in page
-
-
-def test_a_token_takes_little_markup():
-    small, large = (len(heat.fragment([heat_map("abc" * n)])) for n in (100, 200))
-    assert (large - small) / 100 < 60

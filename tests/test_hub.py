@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from lab.run.hub import INDEX, NO_NAME, checkpoint_directory, weights_of
+from lab.run.hub import INDEX, NO_NAME, checkpoint_directory, weights_directory
 
 ROOT = Path(__file__).parent.parent
 NAME = "owner/name"
@@ -24,13 +24,13 @@ MAIN, TAGGED = "a" * 40, "b" * 40  # commits
 SHARDS = ["model-00001-of-000002.safetensors", "model-00002-of-000002.safetensors"]
 WANTED = [*SHARDS, INDEX, "config.json", "generation_config.json", "tokenizer.json"]
 WANTED += ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
-UNWANTED = ["README.md", "LICENSE.txt", ".gitattributes", "params.json", "pytorch_model.bin"]
-UNWANTED += ["consolidated.safetensors", "consolidated.00.pth", "model.fp16.safetensors"]
+UNWANTED = ["README.md", "pytorch_model.bin", "consolidated.safetensors", "name-q4.gguf"]
 UNWANTED += ["original/consolidated.00.pth", "original/tokenizer.model", "original/config.json"]
-UNWANTED += ["adapter_config.json", "adapter_model.safetensors", "onnx/model.onnx"]
-UNWANTED += ["model-4-of-bits/model.safetensors", "name-q4.gguf"]
+UNWANTED += ["adapter_model.safetensors", "model-4-of-bits/model.safetensors"]
+PAGE = "https://huggingface.co/owner/name"
 AGAIN = "run again with a network, or "
 ELSEWHERE = "`hf download owner/name --local-dir DIR` elsewhere and --model DIR here"
+HELD = "no such directory, no complete copy in the hub's cache, and "
 
 
 class StandIn(ThreadingHTTPServer):
@@ -179,8 +179,7 @@ def test_a_local_directory_wins_and_is_returned_as_it_is(hub, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "name",
     ["", "nowhere", "/no/where", "./nowhere", "../no/where", "a/b/c", "owner/name/", "owner/name@"]
-    + ["owner/name@../x", "owner/name@v1/../../x", "owner/name@/x", "owner/na me", "ówner/name"]
-    + ["hf://owner/name", "owner/na--me", "owner/name.git"],
+    + ["owner/name@/x", "owner/na me", "hf://owner/name", "owner/na--me", "owner/name.git"],
 )
 def test_what_is_neither_a_directory_nor_a_hub_name(hub, name):
     assert refused(name) == NO_NAME
@@ -213,14 +212,16 @@ def test_the_folder_of_a_run_stands_for_its_checkpoint(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoint").mkdir(parents=True)
     (run / "config.json").touch()  # the settings of the run
-    assert weights_of(str(run)) == run  # nothing was saved yet: it is said of the folder named
+    assert (
+        weights_directory(str(run)) == run
+    )  # nothing was saved yet: it is said of the folder named
     (run / "checkpoint/config.json").touch()
-    assert weights_of(str(run)) == run / "checkpoint"
-    assert weights_of(str(run / "checkpoint")) == run / "checkpoint"
+    assert weights_directory(str(run)) == run / "checkpoint"
+    assert weights_directory(str(run / "checkpoint")) == run / "checkpoint"
     (run / INDEX).touch()  # weights of its own win
-    assert weights_of(str(run)) == run
+    assert weights_directory(str(run)) == run
     with pytest.raises(FileNotFoundError, match="--compare nowhere: "):
-        weights_of("nowhere", "--compare")
+        weights_directory("nowhere", "--compare")
 
 
 # --------------------------------------------------------------------------------------- download
@@ -273,18 +274,15 @@ def test_a_copy_in_the_cache_serves_when_the_hub_or_a_proxy_fails(hub, monkeypat
 
 def test_a_download_cut_short(hub, monkeypatch):
     hub.cut = SHARDS[1]
-    part = "only a part of it is in the hub's cache"
-    first = refused()
-    assert first.startswith(part) and first.endswith(f"; {AGAIN}{ELSEWHERE}")
+    sentence = refused()
+    assert sentence.startswith(f"{HELD}the hub did not deliver (")
+    assert sentence.endswith(f"); {AGAIN}{ELSEWHERE}")
     hub.asked.clear()
     with monkeypatch.context() as without_network:
         disconnect(without_network)
-        sentence = refused()
-        assert sentence.startswith(part) and sentence.endswith(f"; {AGAIN}{ELSEWHERE}")
+        assert refused().endswith(f"; {AGAIN}{ELSEWHERE}")
         without_network.setattr(constants, "HF_HUB_OFFLINE", True)
-        sentence = refused()
-        assert sentence.startswith(part)
-        assert sentence.endswith(f"; unset HF_HUB_OFFLINE, or {ELSEWHERE}")
+        assert refused().endswith(f"HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE, or {ELSEWHERE}")
     hub.cut = None
     assert stored(checkpoint_directory(NAME)) == sorted(WANTED)
     assert SHARDS[1] in hub.asked and SHARDS[0] not in hub.asked  # only what was missing
@@ -292,12 +290,10 @@ def test_a_download_cut_short(hub, monkeypatch):
 
 def test_a_shard_that_the_repository_itself_lacks(hub):
     del hub.files[MAIN][SHARDS[1]]
-    assert refused() == (
-        f"only a part of it is in the hub's cache, {SHARDS[1]} is not; {AGAIN}{ELSEWHERE}"
-    )
+    assert refused() == f"its copy in the hub's cache lacks {SHARDS[1]}; {AGAIN}{ELSEWHERE}"
 
 
-@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b'{"weight_map": 1}', b"\xff"])
+@pytest.mark.parametrize("damage", [b"{", b"{}", b"\xff"])
 def test_a_damaged_index_is_left_to_who_reads_it(hub, damage):
     hub.files[MAIN][INDEX] = damage
     assert stored(checkpoint_directory(NAME)) == sorted(WANTED)
@@ -306,37 +302,28 @@ def test_a_damaged_index_is_left_to_who_reads_it(hub, damage):
 @pytest.mark.parametrize("others", [["config.json", "pytorch_model.bin"], ["name.gguf"], []])
 def test_a_repository_without_safetensors(hub, others):
     hub.files[MAIN] = {name: b"content" for name in others}
-    sentence = refused()
-    assert sentence == (
-        f"its copy in the hub's cache has neither model.safetensors nor {INDEX}; name a repository "
-        "with safetensors (.bin, .pth and .gguf are not read) or, if the download was cut short, "
-        "run again with a network"
+    assert refused() == (
+        "its copy in the hub's cache lacks model.safetensors; name a repository with safetensors "
+        "(.bin, .pth and .gguf are not read) or, if the download was cut short, run again with a "
+        "network"
     )
 
 
 # --------------------------------------------------------------------------------------- refusals
 
-GATED = "https://huggingface.co/owner/name"
 ABSENT = (
     "no such directory, and on the hub no such repository or a private one; check the spelling, or "
     "`hf auth login` (or set HF_TOKEN) as someone who may read it"
 )
+GATED = f"get access at {PAGE}, then `hf auth login` or set HF_TOKEN"
 TOKEN = "the hub refuses the token; `hf auth login` again, or correct or unset HF_TOKEN"
 
 
 @pytest.mark.parametrize(
     "kind, answer, sentence",
     [
-        (
-            "files",
-            (401, "GatedRepo", "Access to model owner/name is restricted."),
-            f"gated; accept the licence at {GATED}, then `hf auth login` or set HF_TOKEN",
-        ),
-        (
-            "files",
-            (403, "GatedRepo", "You are not in the authorized list."),
-            f"gated, and your account has no access yet; ask at {GATED}, then run again",
-        ),
+        ("files", (401, "GatedRepo", "It is restricted."), f"gated (It is restricted.); {GATED}"),
+        ("files", (403, "GatedRepo", "You are not in."), f"gated (You are not in.); {GATED}"),
         ("info", (404, "RepoNotFound", "Repository not found"), ABSENT),
         ("info", (401, "RepoNotFound", "Invalid username or password."), ABSENT),
         ("info", (401, None, "Invalid credentials in Authorization header"), TOKEN),
@@ -350,52 +337,40 @@ def test_the_hub_says_no(hub, kind, answer, sentence):
 
 def test_an_absent_repository_and_an_absent_revision(hub):
     assert refused("runs/chekpoint") == ABSENT
-    for revision in ("v9", "c" * 40):
+    for revision in ("v9", "c" * 40, "v1/../x"):
         assert refused(f"{NAME}@{revision}") == (
-            f"no such revision; give a branch, tag or commit ({GATED}/commits)"
+            f"no such revision; give a branch, tag or commit ({PAGE}/commits)"
         )
 
 
 def test_nobody_listens(hub, monkeypatch):
     disconnect(monkeypatch)
-    held = "no such directory, no copy in the hub's cache, and the hub did not deliver"
-    sentence = f"{held} ([Errno {errno.ECONNREFUSED}] Connection refused); {AGAIN}{ELSEWHERE}"
+    why = f"the hub did not deliver ([Errno {errno.ECONNREFUSED}] Connection refused)"
+    sentence = f"{HELD}{why}; {AGAIN}{ELSEWHERE}"
     assert refused() == sentence
     assert refused(flag="--compare") == sentence.replace("--model", "--compare")
     assert refused(f"{NAME}@v1") == sentence.replace("name --local", "name --revision v1 --local")
-
-
-def test_offline_is_set(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert refused() == (
-        "no such directory, no copy in the hub's cache, and HF_HUB_OFFLINE is set; "
-        f"unset HF_HUB_OFFLINE, or {ELSEWHERE}"
-    )
+    assert refused() == f"{HELD}HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE, or {ELSEWHERE}"
 
 
 def test_the_hub_is_down_or_wants_another_kind_of_token(hub):
-    held = "no such directory, no copy in the hub's cache, and the hub did not deliver"
+    why = re.escape(f"{HELD}the hub did not deliver (")
     hub.refused = {"info": (503, None, "down")}
-    assert re.fullmatch(re.escape(held) + r" \(.*503 .*\); run again .*", refused())
+    assert re.fullmatch(why + r".*503 .*\); run again .*", refused())
     hub.refused = {"info": (403, None, "Please enable access to gated repositories")}
-    assert re.fullmatch(re.escape(held) + r" \(403 Forbidden: Please enable .*\); .*", refused())
+    assert re.fullmatch(why + r"403 Forbidden: Please enable .*\); run again .*", refused())
+
+
+FULL = "no space left for CACHE; free some, or set HF_HOME to a larger disk"
 
 
 @pytest.mark.parametrize(
     "error, sentence",
     [
-        (
-            OSError(errno.ENOSPC, "whatever the language"),
-            "no space left for CACHE; free some, or set HF_HOME to a larger disk",
-        ),
-        (
-            OSError(errno.EDQUOT, "Disk quota exceeded"),
-            "no space left for CACHE; free some, or set HF_HOME to a larger disk",
-        ),
-        (
-            RuntimeError("Data processing error: No space left on device (os error 28)"),
-            "no space left for CACHE; free some, or set HF_HOME to a larger disk",
-        ),
+        (OSError(errno.ENOSPC, "whatever the language"), FULL),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), FULL),
+        (RuntimeError("Data processing error: No space left on device (os error 28)"), FULL),
         (
             PermissionError(errno.EACCES, "Permission denied", "/home/of/another"),
             "no permission for /home/of/another; set HF_HOME to a folder of your own",
@@ -406,36 +381,23 @@ def test_the_hub_is_down_or_wants_another_kind_of_token(hub):
         ),
         (
             ValueError("something else\nand more of it"),
-            "no such directory, no copy in the hub's cache, and the hub did not deliver "
-            f"(something else); {AGAIN}{ELSEWHERE}",
+            f"{HELD}the hub did not deliver (something else); {AGAIN}{ELSEWHERE}",
         ),
-        (
-            ValueError(),
-            "no such directory, no copy in the hub's cache, and the hub did not deliver "
-            f"(ValueError); {AGAIN}{ELSEWHERE}",
-        ),
-        (
-            FileNotFoundError("with nothing behind it"),
-            "no such directory, no copy in the hub's cache, and the hub did not deliver "
-            f"(with nothing behind it); {AGAIN}{ELSEWHERE}",
-        ),
+        (TimeoutError(), f"{HELD}the hub did not deliver (TimeoutError); {AGAIN}{ELSEWHERE}"),
     ],
-    ids=["disk full", "quota", "disk full, xet", "not mine", "read-only"]
-    + ["unknown", "unknown, wordless", "unknown, no file"],
+    ids=["disk full", "quota", "xet", "not mine", "read-only", "unknown", "wordless"],
 )
 def test_the_disk_says_no_or_nobody_knows(hub, monkeypatch, error, sentence):
     def fail(*arguments, **options):
-        raise error from (LookupError("inner") if isinstance(error, ValueError) else None)
+        raise error
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", fail)
-    if "no copy" in sentence:  # before any file is there
-        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     assert refused() == sentence.replace("CACHE", constants.HF_HUB_CACHE)
 
 
 def test_an_interrupt_is_not_explained_away(hub, monkeypatch):
-    def interrupt(*arguments, local_files_only=False, **options):
-        raise ValueError if local_files_only else KeyboardInterrupt
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -457,7 +419,7 @@ def test_bars_on_one_rank_of_a_machine(hub, monkeypatch, capfd, rank, shown):
 
 def test_ranks_share_one_download_and_the_environment_is_the_hubs(hub, tmp_path):
     """Three processes as under torchrun, set up by the environment alone; then one offline."""
-    code = f"import hub; print(hub.checkpoint_directory({NAME!r}))"
+    code = f"from lab.run import hub; print(hub.checkpoint_directory({NAME!r}))"
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -470,8 +432,7 @@ def test_ranks_share_one_download_and_the_environment_is_the_hubs(hub, tmp_path)
         )
 
     ranks = [start(LOCAL_RANK=str(rank)) for rank in range(3)]
-    found = {rank.communicate()[0].strip() for rank in ranks}
-    (directory,) = found
+    (directory,) = {rank.communicate()[0].strip() for rank in ranks}
     assert stored(Path(directory)) == sorted(WANTED) == sorted(hub.asked)
     hub.refused = {"info": (503, None, "down"), "files": (503, None, "down")}
     assert start(HF_HUB_OFFLINE="1").communicate()[0].strip() == directory

@@ -3,33 +3,32 @@
 python -m pytest tests/test_micro_task.py
 """
 
+import hashlib
 import random
 import re
 import statistics
-import subprocess
-import sys
 import time
 
 import pytest
 
 from data import micro_task
-from data.micro_task import (
+from data import micro_wordings as wordings
+from data.micro_labels import (
     COMPUTING,
     DECORATING,
-    SPLITS,
+    EQUATION,
     UNRECOGNISED,
-    generate,
     label_characters,
-    load,
     token_labels,
-    unrecognised_share,
-    write_trace,
 )
+from data.micro_task import SPLITS, generate, load, trace_pieces, write_trace
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return {split: load(split, 2000) for split in SPLITS}
+    return {
+        split: load(split, count) for split, count in zip(SPLITS, (2000, 800, 400), strict=True)
+    }
 
 
 def token_count(text):
@@ -49,7 +48,7 @@ def is_true(equation):
 
 @pytest.fixture(scope="module")
 def some(problems):
-    return [p for split in SPLITS for p in problems[split][:800]]
+    return [p for split in SPLITS for p in problems[split][:300]]
 
 
 def computing_text(reasoning, answer):
@@ -60,6 +59,13 @@ def computing_text(reasoning, answer):
     return [run for run in re.split(r"\|+", runs) if run]
 
 
+def is_recognised(reasoning, answer):
+    labels = label_characters(reasoning, answer)
+    return all(
+        label != UNRECOGNISED or c.isspace() for c, label in zip(reasoning, labels, strict=True)
+    )
+
+
 # ------------------------------------------------------------------------------------ problems
 
 
@@ -67,9 +73,21 @@ def test_a_problem_depends_on_split_and_index_alone():
     assert generate("heldout", 7) == generate("heldout", 7)
     assert generate("heldout", 7) != generate("heldout", 8)
     assert load("hard", 5) == [generate("hard", index) for index in range(5)]
-    code = "from data.micro_task import generate; print(generate('train', 3).question)"
-    other_process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert other_process.stdout.strip() == generate("train", 3).question
+
+
+def test_the_draws_stay_those_that_the_checkpoint_was_trained_on(problems):
+    digest, rng = hashlib.sha256(), random.Random(0)
+    for split in SPLITS:
+        for p in problems[split][:100]:
+            digest.update(f"{p.question} {write_trace(p, rng)} {p.answer}\n".encode())
+    assert digest.hexdigest() == (
+        "7c0567bea91ea290d4fc6ca0a56c24372dfe9f036a9465c515c2d4a675438730"
+    )
+
+
+def test_sizes_of_the_splits(monkeypatch):
+    monkeypatch.setattr(micro_task, "generate", lambda split, index: index)
+    assert [len(load(split)) for split in SPLITS] == [10_000, 1000, 1000]
 
 
 def test_unknown_split_is_named():
@@ -86,7 +104,7 @@ def test_no_question_is_in_two_splits(problems):
 
 
 def test_steps_lead_from_the_start_to_the_answer(problems):
-    for p in sum(problems.values(), []):
+    for p in [p for split in problems.values() for p in split]:
         for earlier, later in zip(p.steps, p.steps[1:], strict=False):
             assert earlier.after == later.before
         assert str(p.steps[-1].after) == p.answer
@@ -107,28 +125,27 @@ def test_dollars_commas_and_negative_answers_occur_and_most_numbers_are_small(pr
     assert any("-$" in write_trace(p, random.Random(0), 0) for p in debts)
 
 
-def test_wordings_are_thousands_and_words_few():
-    every = load("train")
-    names = "|".join(micro_task.NAMES["She"] + micro_task.NAMES["He"])
+def test_wordings_are_thousands_and_words_few(problems):
+    names = "|".join(wordings.NAMES["She"] + wordings.NAMES["He"])
     masks = [
         (r"\d[\d,]*", "1"),
         (rf"\b({names})\b", "Mia"),
-        (rf"\b({'|'.join(micro_task.ITEMS)})\b", "pens"),
-        (rf"\b({'|'.join(micro_task.PLACES)})\b", "shop"),
+        (rf"\b({'|'.join(wordings.ITEMS)})\b", "pens"),
+        (rf"\b({'|'.join(wordings.PLACES)})\b", "shop"),
         (r"\bHe\b", "She"),
         (r"\bhe\b", "she"),
     ]
-    wordings, words = set(), set()
+    seen, words = set(), set()
     rng = random.Random(0)
-    for i, p in enumerate(every):
+    for i, p in enumerate(problems["train"]):
         words.update(re.findall(r"[A-Za-z]+", p.question))
         if i % 5 == 0:
             words.update(re.findall(r"[A-Za-z]+", write_trace(p, rng, 1)))
         wording = p.question
         for pattern, replacement in masks:
             wording = re.sub(pattern, replacement, wording)
-        wordings.add(wording)
-    assert len(wordings) > 3000
+        seen.add(wording)
+    assert len(seen) > 0.95 * len(problems["train"])
     assert len(words) < 350
 
 
@@ -138,7 +155,7 @@ def test_wordings_are_thousands_and_words_few():
 def test_needed_equations_are_true_and_end_in_the_answer(some):
     rng = random.Random(1)
     for p in some:
-        needed = [text for text, wanted in micro_task._trace_pieces(p, rng, None) if wanted]
+        needed = [text for text, wanted in trace_pieces(p, rng, None) if wanted]
         assert all(map(is_true, needed)), needed
         assert str(number(needed[-1].split(" ")[-1])) == p.answer
 
@@ -147,8 +164,8 @@ def test_irrelevant_equations_are_true_and_occur(some):
     rng = random.Random(2)
     irrelevant = []
     for p in some:
-        for text, wanted in micro_task._trace_pieces(p, rng, 1):
-            irrelevant += [] if wanted else micro_task.EQUATION.findall(text)
+        for text, wanted in trace_pieces(p, rng, 1):
+            irrelevant += [] if wanted else EQUATION.findall(text)
     assert all(map(is_true, irrelevant))
     assert len(irrelevant) > 0.7 * len(some)
 
@@ -157,14 +174,12 @@ def test_irrelevant_equations_are_true_and_occur(some):
 def test_parser_finds_what_the_writer_meant(some, verbosity):
     rng = random.Random(3)
     for p in some:
-        pieces = micro_task._trace_pieces(p, rng, verbosity)
+        pieces = trace_pieces(p, rng, verbosity)
         trace = "".join(text for text, _ in pieces)
         meant = [COMPUTING if wanted else DECORATING for text, wanted in pieces for _ in text]
-        found = label_characters(trace, p.answer)
-        assert all(a == b for a, b, c in zip(meant, found, trace, strict=True) if c != " "), (
-            trace,
-            p.answer,
-        )
+        read = label_characters(trace, p.answer)
+        differ = [c for a, b, c in zip(meant, read, trace, strict=True) if a != b and c != " "]
+        assert not differ, (trace, p.answer)
         assert trace.endswith(".") and "\n" not in trace and "  " not in trace
 
 
@@ -179,15 +194,15 @@ def test_verbosity_lengthens_the_trace_of_the_same_question(problems):
     assert 45 < statistics.mean(everything) < 65 and max(everything) < 200
 
 
-def test_length_without_decoration_varies_too():
+def test_length_without_decoration_varies_too(problems):
     def is_one_sum(p):  # of an amount that can be split
-        (first, *others) = p.steps
-        return not others and first.sign == "+" and not first.groups and 10 < first.amount < 20
+        first, *later = p.steps
+        return not later and first.sign == "+" and not first.groups and 10 < first.amount < 20
 
-    p = next(filter(is_one_sum, load("train", 1000)))
+    p = next(filter(is_one_sum, problems["train"]))
     traces = {write_trace(p, random.Random(seed), 0) for seed in range(20)}
     assert len(traces) == 2  # plain and careful
-    assert {unrecognised_share(t, label_characters(t, p.answer)) for t in traces} == {0}
+    assert all(is_recognised(trace, p.answer) for trace in traces)
     plain, careful = sorted(traces, key=len)
     assert token_count(careful) > 1.5 * token_count(plain)
 
@@ -245,7 +260,6 @@ def test_garbage_computes_nothing(garbage):
     labels = label_characters(garbage, "9")
     assert len(labels) == len(garbage)
     assert set(labels) <= {UNRECOGNISED}
-    assert unrecognised_share(garbage, labels) == (1 if garbage.strip() else 0)
 
 
 @pytest.mark.parametrize("answer", ["", "nine", "∞", "1e3", "9" * 500])
@@ -259,7 +273,6 @@ def test_an_unknown_sentence_keeps_its_equation_only():
     assert computing_text(trace, "9") == ["4 + 5 = 9"]
     assert set(labels[:9] + labels[20:26]) == {UNRECOGNISED}
     assert set(labels[27:]) == {DECORATING}
-    assert unrecognised_share(trace, labels) == 14 / 31  # Mia flies moons.
 
 
 def test_a_cut_trace_is_labelled_up_to_the_cut():
@@ -270,9 +283,9 @@ def test_a_cut_trace_is_labelled_up_to_the_cut():
 
 @pytest.mark.parametrize("text", ["1 + " * 1500, "1" * 6000, "1 + 1 = " * 800, "- " * 3000])
 def test_repetitive_samples_are_labelled_soon(text):
-    start = time.perf_counter()
+    start = time.process_time()
     label_characters(text, "1")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_token_takes_the_label_of_most_of_its_characters():

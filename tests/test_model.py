@@ -1,3 +1,5 @@
+"""The Llama against a reference in plain float64 NumPy, and what its mask may and may not do."""
+
 import math
 from dataclasses import replace
 
@@ -130,9 +132,9 @@ def test_every_weight_and_setting_shows(layout):
     if model.config.rope_scaling:
         settings += [{"rope_scaling": {**tiny.LLAMA3, "factor": 4.0}}, {"rope_scaling": None}]
     for setting in settings:
-        other = Llama(replace(model.config, **setting))
-        other.load_state_dict(model.state_dict())
-        assert distance(full(other, row), expected) > 1e-4, setting
+        changed = Llama(replace(model.config, **setting))
+        changed.load_state_dict(model.state_dict())
+        assert distance(full(changed, row), expected) > 1e-4, setting
     assert distance(full(model, row), expected) < 1e-5
 
 
@@ -147,14 +149,14 @@ BLENDED_3B = [0.0021184068, 0.001290548, 0.0007625413, 0.0004295567, 0.000222763
 def test_rope_frequencies_of_llama_3_2(head_dim, kept, blended, divided, last):
     scaling = {**tiny.LLAMA3, "factor": 32.0, "original_max_position_embeddings": 8192}
     shape = tiny.SHAPE | {"head_dim": head_dim, "rope_theta": 500000.0, "rope_scaling": scaling}
-    found = rope_frequencies(LlamaConfig(**shape)).double().numpy()
+    frequencies = rope_frequencies(LlamaConfig(**shape)).double().numpy()
     plain = np.array([500000.0 ** (-2 * i / head_dim) for i in range(head_dim // 2)])
-    unchanged, slowed = (np.isclose(found, plain / f, rtol=1e-6, atol=0) for f in (1, 32))
+    unchanged, slowed = (np.isclose(frequencies, plain / f, rtol=1e-6, atol=0) for f in (1, 32))
     assert unchanged.tolist() == [True] * kept + [False] * (blended + divided)
     assert slowed.tolist() == [False] * (kept + blended) + [True] * divided
-    assert found[-1] == pytest.approx(last, rel=1e-6)
+    assert frequencies[-1] == pytest.approx(last, rel=1e-6)
     if head_dim == 128:
-        assert found[29:35] == pytest.approx(BLENDED_3B, rel=1e-6)
+        assert frequencies[29:35] == pytest.approx(BLENDED_3B, rel=1e-6)
 
 
 def test_bf16_keeps_the_angles_in_float32():
@@ -247,10 +249,10 @@ def test_future_tokens_never_change_earlier_logits(masked):
     begging = 1e4 * torch.ones(12, 12).triu(1)  # for the future
     mask = torch.randn(12, 12, generator=torch.Generator().manual_seed(5)) + begging
     mask = mask if masked else None
-    one, other = tiny.ids(6, 12, 12)
+    row, replacement = tiny.ids(6, 12, 12)
     for cut in (1, 5, 11):
-        changed = full(model, one[:cut] + other[cut:], mask=mask)
-        kept = full(model, one, mask=mask)
+        changed = full(model, row[:cut] + replacement[cut:], mask=mask)
+        kept = full(model, row, mask=mask)
         torch.testing.assert_close(changed[:cut], kept[:cut], atol=1e-6, rtol=0)
         assert not torch.allclose(changed[cut:], kept[cut:], atol=1e-2)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import Llama, LlamaConfig, rope_frequencies
+from lab.run.checkpoint import load_config, load_llama
+from model import rope_frequencies
 
 NAMES = ("grouped-llama3-tied", "head-dim-10", "untied-plain")
 FIXTURES = [Path(__file__).parent / "parity" / name for name in NAMES]
@@ -26,7 +27,7 @@ def difference(model, outputs, masked=False) -> float:
 @pytest.mark.parametrize("masked", [False, True])
 def test_float32_logits(fixture, masked):
     outputs = load_file(fixture / "outputs.safetensors")
-    model = Llama.from_pretrained(fixture)
+    model = load_llama(fixture)
     assert difference(model, outputs, masked) <= 1e-5
     assert outputs["logits"].std() > 0.3  # or everything would be near
 
@@ -43,7 +44,7 @@ def test_bfloat16_logits(fixture):
     eager, sdpa = (outputs[f"bfloat16_{path}"].float() for path in ("eager", "sdpa"))
     between = (eager - sdpa).abs().mean()
     assert 0 < between < 0.02 * eager.std()
-    model, tokens = Llama.from_pretrained(fixture, dtype=torch.bfloat16), outputs["tokens"]
+    model, tokens = load_llama(fixture, dtype=torch.bfloat16), outputs["tokens"]
     no_mask = torch.zeros(tokens.shape[1], tokens.shape[1])
     for mask in (None, no_mask):  # the fused kernel, and attention written out
         logits = model(tokens, mask=mask)
@@ -93,7 +94,7 @@ def neighbouring_kv_head(model):
 def test_mistakes_show(name, mistake):
     fixture = FIXTURES[0].parent / name
     outputs = load_file(fixture / "outputs.safetensors")
-    model = Llama.from_pretrained(fixture)
+    model = load_llama(fixture)
     mistake(model)
     assert difference(model, outputs) > 1e-3
 
@@ -101,4 +102,4 @@ def test_mistakes_show(name, mistake):
 @each
 def test_frequencies_to_the_last_bit(fixture):
     stored = load_file(fixture / "outputs.safetensors")["frequencies"]
-    assert torch.equal(rope_frequencies(LlamaConfig.from_directory(fixture)), stored)
+    assert torch.equal(rope_frequencies(load_config(fixture)), stored)

@@ -12,14 +12,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import atman
-import config
-from lab.run import plan
 import train
-from lab.run.sampling import Prefill, RolloutCache
 from data import DATASETS, load_problems
 from grpo import score_tokens, token_logprobs
-from model import Llama
+from lab.run import plan
+from lab.run.cost import Cost
+from lab.run.policy import Policy
+from lab.run.ranks import Ranks
+from lab.run.sampling import Prefill, RolloutCache
 from lab.run.suffix import Suffix
+from model import Llama
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +35,7 @@ LLAMA = plan.SHAPES["meta-llama/Llama-3.2-3B"]
 
 
 def planned(*arguments, world_size=None) -> plan.Plan:
-    return plan.plan_run(config.parse_args([*map(str, arguments)]), world_size)
+    return plan.plan_run(train.parse_args([*map(str, arguments)]), world_size)
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +47,7 @@ def one_process(monkeypatch):
 def dry_run(monkeypatch, capsys, *arguments) -> str:
     """`python train.py` with arguments, in this process: what it prints, also as it refuses."""
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    for loader in ("from_pretrained", "__init__"):
-        monkeypatch.setattr(Llama, loader, lambda *_, **__: pytest.fail("a model was made"))
+    monkeypatch.setattr(Llama, "__init__", lambda *_, **__: pytest.fail("a model was made"))
     monkeypatch.setattr(train, "train", lambda config, resume: pytest.fail("a training run began"))
     code = ""
     try:
@@ -66,39 +67,39 @@ def dry_run(monkeypatch, capsys, *arguments) -> str:
     [("3.2-1B", 1_235_814_400), ("3.2-3B", 3_212_749_824), ("3.1-8B", 8_030_261_248)],
 )
 def test_published_models_have_their_published_number_of_weights(name, weights):
-    assert plan.parameters(plan.SHAPES[f"meta-llama/Llama-{name}"]) == weights
+    assert Cost(plan.SHAPES[f"meta-llama/Llama-{name}"]).parameters == weights
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_number_of_weights_is_the_models(tied):
     model = tiny.llama(tie_word_embeddings=tied)
-    assert plan.parameters(model.config) == sum(weight.numel() for weight in model.parameters())
+    assert Cost(model.config).parameters == sum(weight.numel() for weight in model.parameters())
     body = [w for name, w in model.named_parameters() if w.dim() == 2 and name.startswith("layers")]
-    assert plan.body_weights(model.config) == sum(weight.numel() for weight in body)
+    assert Cost(model.config).body == sum(weight.numel() for weight in body)
 
 
 def test_the_parts_of_the_3b_model_by_hand():
     kib, V = 1024, 128256
-    assert plan.kv_cache(LLAMA, 1, False) == 224 * kib  # 2 * 28 layers * 8 heads * 128 * 4 bytes
-    assert plan.kv_cache(LLAMA, 3, True) == 3 * 112 * kib
-    assert plan.policy_logits(LLAMA, 2, 1024, False) == 3 * 2 * 1024 * V * 4
-    assert plan.policy_logits(LLAMA, 1, 100, False) == (100 + 3072) * V * 4  # the head's gradient
-    assert plan.policy_logits(LLAMA, 1, 100, False, 100) == (100 + 3072) * V * 4  # one chunk
-    assert plan.policy_logits(LLAMA, 1, 200, False, 100) == (100 * 4 + 3072 * 8) * V
-    assert plan.policy_logits(LLAMA, 1, 200, True, 100) == (100 * 2 + 3072 * 6) * V
-    assert plan.policy_logits(LLAMA, 2, 1024, True) == 3 * 2 * 1024 * V * 4
-    assert plan.softmax_gradients(LLAMA, 2, 4, 6, False) == 2 * 24 * 6 * 10 * 4
-    assert plan.softmax_gradients(LLAMA, 2, 4, 6, True) == 2 * 24 * 6 * 10 * 10
+    assert Cost(LLAMA).kv_cache(1) == 224 * kib  # 2 * 28 layers * 8 heads * 128 * 4 bytes
+    assert Cost(LLAMA, True).kv_cache(3) == 3 * 112 * kib
+    assert Cost(LLAMA).policy_logits(2, 1024) == 3 * 2 * 1024 * V * 4
+    assert Cost(LLAMA).policy_logits(1, 100) == (100 + 3072) * V * 4  # the head's gradient
+    assert Cost(LLAMA).policy_logits(1, 100, 100) == (100 + 3072) * V * 4  # one chunk
+    assert Cost(LLAMA).policy_logits(1, 200, 100) == (100 * 4 + 3072 * 8) * V
+    assert Cost(LLAMA, True).policy_logits(1, 200, 100) == (100 * 2 + 3072 * 6) * V
+    assert Cost(LLAMA, True).policy_logits(2, 1024) == 3 * 2 * 1024 * V * 4
+    assert Cost(LLAMA).softmax_gradients(2, 4, 6) == 2 * 24 * 6 * 10 * 4
+    assert Cost(LLAMA, True).softmax_gradients(2, 4, 6) == 2 * 24 * 6 * 10 * 10
     # Two groups: the prompts' 5 columns of each twice, 3 rows of 8 own columns.
     for half, size in ((False, 224), (True, 112)):
         columns = 2 * (2 * 5 + 3 * 8)
-        assert plan.decoding(LLAMA, 6, 3, 5, 8, half) == columns * size * kib + 4 * 6 * V * 4
-    assert plan.decoding(LLAMA, 2, 3, 5, 8, True) == (2 * 5 + 2 * 8) * 112 * kib + 4 * 2 * V * 4
+        assert Cost(LLAMA, half).decoding(6, 3, 5, 8) == columns * size * kib + 4 * 6 * V * 4
+    assert Cost(LLAMA, True).decoding(2, 3, 5, 8) == (2 * 5 + 2 * 8) * 112 * kib + 4 * 2 * V * 4
     per_layer = 6 * 3072 + 2 + 4 * 8192 + 2 * 3072 + 2 * 1024 + 24
-    assert plan.policy_activations(LLAMA, 3, 7, True, False) == 21 * (28 * per_layer + 3072) * 4
-    inputs = plan.policy_activations(LLAMA, 3, 7, True, False, recompute=True)
+    assert Cost(LLAMA).policy_activations(3, 7, True) == 21 * (28 * per_layer + 3072) * 4
+    inputs = Cost(LLAMA).policy_activations(3, 7, True, recompute=True)
     assert inputs == 21 * (28 * 3072 + per_layer + 3072) * 4
-    assert plan.autocast_weights(LLAMA) == 2 * (plan.body_weights(LLAMA) + V * 3072)
+    assert Cost(LLAMA).autocast_weights() == 2 * (Cost(LLAMA).body + V * 3072)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,9 @@ def test_the_default_precision_is_the_runs():
     for arguments in ((), ("--precision", "float32"), ("--precision", "bfloat16")):
         run = planned(*arguments)
         for device in (torch.device("cpu"), torch.device("cuda", 0)):
-            assert run.half(device.type) == train.half_precision(run.config, device)
-        assert run.a100().half == run.half("cuda")
+            policy = Policy(tiny.llama(), Ranks(0, 1, device), 1e-3, run.config.precision)
+            assert run.half(device.type) == (policy.autocast == torch.bfloat16)
+        assert run.a100.half == run.half("cuda")
 
 
 def kept_by_autograd(model, function) -> int:
@@ -170,13 +172,13 @@ def test_a_policy_micro_batch_keeps_what_is_counted(shape, fused, half, chunk, r
 
     with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
         kept = kept_by_autograd(model, forward)
-    counted = plan.policy_activations(model.config, rows, P + T, fused, half, recompute)
+    counted = Cost(model.config, half).policy_activations(rows, P + T, fused, recompute)
     if recompute:  # one layer is there in the backward pass alone, and without autocast's weights
         one = dataclasses.replace(model.config, num_hidden_layers=1)
-        layer = plan.policy_activations(one, rows, P + T, fused, half)
+        layer = Cost(one, half).policy_activations(rows, P + T, fused)
         counted -= layer - rows * (P + T) * model.config.hidden_size * 4
     elif half:
-        counted += plan.autocast_weights(model.config)
+        counted += Cost(model.config).autocast_weights()
     if chunk == 0:
         counted += rows * T * model.config.vocab_size * 4  # log_softmax's output
     if recompute:  # where layers keep little: RoPE's angles, and the head's input, thrice or once
@@ -206,18 +208,19 @@ def test_logits_take_what_is_counted(half, chunk):
     for _, size in sorted(changes, key=lambda change: change[0]):
         now += size
         peak = max(peak, now)
-    counted = plan.policy_logits(model.config, rows, length, half, chunk)
+    counted = Cost(model.config, half).policy_logits(rows, length, chunk)
     assert counted == pytest.approx(peak, rel=0.15)
 
 
 def mask_parts(rows):
-    return [tiny.ids(seed, *[n] * rows) for seed, n in enumerate((P, T, D, A))]
+    parts = [tiny.ids(seed, *[n] * rows) for seed, n in enumerate((P, T, D, A))]
+    return list(zip(*parts, strict=True))
 
 
 def mask_step(model, parts):
     """One forward pass of the mask optimisation, and the mask it is for."""
-    batch = atman.pack(*parts, "cpu")
-    suffix = Suffix(model, Prefill(model, parts[0]), parts[0], batch.tokens, batch.answer_rows)
+    batch = atman.lay_out(parts, "cpu")
+    suffix = Suffix(model, Prefill(model, batch.prompts), batch)
     mask = torch.full(batch.region.shape, -0.4, requires_grad=True)
     return mask, lambda: atman.answer_loss(suffix.logits(mask.clamp(max=0)), batch).sum()
 
@@ -229,7 +232,7 @@ def test_a_mask_step_keeps_what_is_counted(shape, half):
     mask, forward = mask_step(model, mask_parts(4))
     with atman.frozen(model):
         kept = kept_by_autograd(model, forward)
-    counted = plan.mask_activations(model.config, 4, P, T + D + A - 1, A, half)
+    counted = Cost(model.config, half).mask_activations(4, P, T + D + A - 1, A)
     counted += 2 * 4 * (T + D + A - 1) * T * 4  # the mask on the way into the scores, and clamped
     assert counted == pytest.approx(kept, rel=0.1)
 
@@ -246,7 +249,7 @@ def test_the_cache_of_rollouts_is_as_counted(half, rows, group):
     kept += [cache.prompt_keys, cache.prompt_values]
     size = sum(x.nbytes for tensors in kept for x in tensors)
     logits = 4 * rows * model.config.vocab_size * 4
-    assert plan.decoding(model.config, rows, group, P, 70, half) - logits == size
+    assert Cost(model.config, half).decoding(rows, group, P, 70) - logits == size
 
 
 def test_the_batches_that_would_fit_are_named():
@@ -291,15 +294,15 @@ def test_the_batches_that_would_fit_are_named():
 
 def test_a_rank_holds_its_share_of_the_rollouts():
     run = planned("--preset", "paper", world_size=48)
-    assert plan.shares(run, 48) == {
+    assert plan.loads(run, 48) == {
         "sampling": (2, 2),  # 64 rollouts on 48: two on each of the first 32
         "masks": (2, 2),
         "policy": (2, 2),
         "evaluation": (44, 32),  # 11 of 500 problems, 4 samples each
     }
     cache = plan.phases(run, 300, 1024)["sampling"]["KV cache"]
-    assert cache == plan.decoding(LLAMA, 2, 8, 300, 1024, True)
-    assert plan.shares(run, 64)["policy"] == (1, 1)
+    assert cache == Cost(LLAMA, True).decoding(2, 8, 300, 1024)
+    assert plan.loads(run, 64)["policy"] == (1, 1)
     assert "masks" not in plan.phases(planned("--saliency", "none"), 1, 1)
 
 
@@ -337,15 +340,15 @@ def test_arithmetic_is_what_pytorch_counts(shape):
     with atman.frozen(model), FlopCounterMode(display=False) as step:
         torch.autograd.grad(forward(), mask)
     own = T + D + A - 1
-    assert plan.mask_step_flop(model.config, P, own, A) == step.get_total_flops()
-    assert flop["masks"] == 2 * plan.mask_step_flop(model.config, P, own + 1, plan.ANSWER)
+    assert Cost(model.config).mask_step_flop(P, own, A) == step.get_total_flops()
+    assert flop["masks"] == 2 * Cost(model.config).mask_step_flop(P, own + 1, plan.ANSWER)
 
 
 def test_the_arithmetic_of_the_3b_model_by_hand():
     flop = plan.flop(planned("--preset", "paper"))
     body, head = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192), 128256 * 3072
     attention = 4 * 3072 * 28 * 345 * 345
-    assert flop["masks"] == 201 * plan.mask_step_flop(LLAMA, 150, 195, 4)
+    assert flop["masks"] == 201 * Cost(LLAMA).mask_step_flop(150, 195, 4)
     # Two passes; the head once more in each, since 195 positions are two chunks.
     assert flop["policy"] == 2 * (3 * (2 * 345 * body + attention) + 4 * 2 * 195 * head)
     # The plain loop: whole sequence, all logits, weight gradients.
@@ -373,7 +376,7 @@ def test_time_is_arithmetic_or_memory():
     halved = plan.seconds(run, dataclasses.replace(slow, half=True), 8)
     assert halved["sampling"] == pytest.approx((weights + cache) / 2 / 1e11)
     for half, found in ((False, times), (True, halved)):
-        kept = plan.mask_activations(LLAMA, 8, 150, 195, 4, half)
+        kept = Cost(LLAMA, half).mask_activations(8, 150, 195, 4)
         assert found["masks"] == pytest.approx(201 * plan.TRIPS * kept / 1e11, rel=1e-3)
     still = dataclasses.replace(MACHINE, flops=float("inf"), bandwidth=float("inf"))
     times = plan.seconds(run, still, 8)
@@ -388,7 +391,7 @@ def test_the_time_of_a_run_is_its_updates_and_evaluations():
     tests = [plan.scaled(whole * 4 * 500 * flop["evaluation"], plan.FLOPS)]
     total = 4670 * 64 * sum(flop[phase] for phase in update)
     totals = [plan.scaled(total + whole * 4 * 500 * flop["evaluation"], plan.FLOPS)]
-    for machine, ranks in ((run.a100(), 8), (MACHINE, 1)):
+    for machine, ranks in ((run.a100, 8), (MACHINE, 1)):
         times = plan.seconds(run, machine, ranks)
         tests.append(plan.scaled(whole * times["evaluation"], plan.TIMES))
         total = 4670 * sum(times[phase] for phase in update) + whole * times["evaluation"]
@@ -412,14 +415,14 @@ def test_numbers_come_in_units_that_fit():
 
 
 def test_the_paper_preset_is_the_papers_but_for_the_gpus():
-    values = plan.settings(planned("--preset", "paper"))
+    values = plan.hyperparameters(planned("--preset", "paper"))
     assert set(plan.PAPER) <= set(values)
     differing = [name for name in plan.PAPER if values[name] != plan.PAPER[name]]
     assert differing == ["saliency_sign", "world_size"]
     revision = planned("--preset", "paper", "--model", plan.PAPER["model"] + "@main")
-    assert plan.settings(revision)["model"] == plan.PAPER["model"]
+    assert plan.hyperparameters(revision)["model"] == plan.PAPER["model"]
     # Every setting is in the table, or is none.
-    names = {entry.name for entry in dataclasses.fields(config.Config)}
+    names = {entry.name for entry in dataclasses.fields(train.Config)}
     assert names - set(values) <= plan.NO_HYPERPARAMETER
 
 
@@ -437,16 +440,15 @@ def test_adamw_is_as_the_table_says(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.optim, "AdamW", Seen)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="seen"):
-        train.train(config.parse_args(["--device", "cpu", "--out", str(tmp_path / "run")]))
-    atman.optimize_masks(
-        tiny.llama(), *(tiny.ids(n, 4) for n in range(4)), atman.MaskConfig(steps=1)
-    )
-    values = plan.settings(planned("--preset", "paper"))
+        train.train(train.parse_args(["--device", "cpu", "--out", str(tmp_path / "run")]))
+    batch = atman.lay_out([tiny.ids(0, 4, 4, 4, 4)], "cpu")
+    atman.optimize_masks(tiny.llama(), batch, atman.MaskConfig(steps=1))
+    values = plan.hyperparameters(planned("--preset", "paper"))
     policy, mask = made
     for name in ("betas", "eps", "weight_decay"):
         assert values[f"policy_{name}"] == policy[name] and values[f"mask_{name}"] == mask[name]
     # The micro preset's masks remember otherwise, and its table says so.
-    assert plan.settings(planned("--preset", "micro"))["mask_betas"] != mask["betas"]
+    assert plan.hyperparameters(planned("--preset", "micro"))["mask_betas"] != mask["betas"]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -467,7 +469,7 @@ def test_questions_are_counted(tmp_path):
 
 
 def test_a_dry_run_of_the_paper_preset(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "measured", lambda *_: MACHINE)
+    monkeypatch.setattr(plan, "this_machine", lambda *_: MACHINE)
     monkeypatch.chdir(tmp_path)
     text = dry_run(monkeypatch, capsys, "--preset", "paper", "--dry-run")
     assert not list(tmp_path.iterdir())  # no run's folder
@@ -491,7 +493,7 @@ def test_a_dry_run_of_the_default(monkeypatch, capsys):
 
 
 def test_one_rank_prints_and_torchrun_says_how_many_there_are(monkeypatch, capsys):
-    monkeypatch.setattr(plan, "measured", lambda *_: MACHINE)
+    monkeypatch.setattr(plan, "this_machine", lambda *_: MACHINE)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "world size 2" in dry_run(monkeypatch, capsys, "--dry-run")

@@ -1,5 +1,5 @@
-"""Where ranks meet, Ranks.local_first on two machines of two ranks each (four processes), and a
-request to stop that not every rank hears of at once (two).
+"""Where ranks meet, Ranks.local_first on two machines of two ranks each (four processes), and
+Run.together on a request to stop that comes to one rank of two (two processes).
 """
 
 import os
@@ -61,7 +61,7 @@ def run_ranks(count: int, program: str, *arguments) -> list[str]:
         for rank in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=60) for process in processes]
+        outputs = [process.communicate(timeout=150) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -87,9 +87,11 @@ def test_one_process_has_nobody_to_wait_for():
 
 SIGNALLED = """
 import os, signal
-from lab.run.ranks import Interrupted, Ranks, Stop, together
+from lab.run.ranks import Interrupted, Ranks, Stop
+from lab.run.session import Run
 
-ranks, stop = Ranks.start("cpu"), Stop()
+run = Run.__new__(Run)  # its other fields serve a run's folder
+run.ranks, run.stop = Ranks.start("cpu"), Stop()
 gather = Ranks.gather
 
 def signalled(self, mine):  # what this rank has to say is settled, and then the signal comes
@@ -101,14 +103,15 @@ def signalled(self, mine):  # what this rank has to say is settled, and then the
 Ranks.gather = signalled
 for turn in range(3):
     try:
-        together(ranks, stop, lambda: None)
+        with run.together():
+            pass
     except Interrupted:
         print("interrupted in turn", turn, flush=True)
         break
-if ranks.rank == 1:  # the same request, which reaches this rank as it saves
+if run.ranks.rank == 1:  # the same request, which reaches this rank as it saves
     os.kill(os.getpid(), signal.SIGTERM)
 print("saved")
-ranks.stop()
+run.ranks.stop()
 """
 
 
@@ -123,13 +126,13 @@ def test_ranks_meet_anew_in_a_store_that_others_have_left(monkeypatch):
     monkeypatch.setattr(ranks.dist, "rendezvous", lambda _: iter([(store, None, None)]))
     with ThreadPoolExecutor(3) as pool:
         for start in ("first", "second", "third"):
-            waiting = pool.submit(ranks.meet, 0, 3)
-            time.sleep(0.2)  # by now rank 0 has read what it found
-            found = [pool.submit(ranks.meet, rank, 3) for rank in (1, 2)]
-            zero, one, two = (each.result(timeout=30) for each in (waiting, *found))
-            assert not two.check(["address of 1"])
-            one.set("address of 1", start)
-            assert zero.get("address of 1") == two.get("address of 1") == start.encode()
+            jobs = [pool.submit(ranks.meet, 0, 3)]
+            time.sleep(0.2)  # by now rank 0 has read what the earlier start left
+            jobs += [pool.submit(ranks.meet, rank, 3) for rank in (1, 2)]
+            stores = [job.result(timeout=30) for job in jobs]
+            assert not stores[2].check(["address of 1"])
+            stores[1].set("address of 1", start)
+            assert {ours.get("address of 1") for ours in stores} == {start.encode()}
 
 
 def test_a_rank_that_never_comes_is_named(monkeypatch):

@@ -1,25 +1,91 @@
-"""The README's links to lines must point at the lines they speak of."""
+"""What the README and docs/ say must be so: links, commands, numbers.
 
+    python -m tests.test_readme              # set the line numbers in the README's links right
+
+A link to a line names the code on it in its title: [Eq. 5](grpo.py#L152 "loss = -surrogate.sum()").
+"""
+
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-from tests import study_report
-from lab.study.__main__ import DEFAULT
+from lab.study.arms import DEFAULT
+from lab.study.kept import load_arms, load_pilots
+from lab.study.measures import own
+from lab.study.report import COLUMNS, FAITHFULNESS, arms_table, pilots_table, protocol
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINKS = re.findall(r"\[([^\]]+)\]\((\w[\w/.]*\.py)#L(\d+)\)", README)
+STUDY = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINE_LINK = re.compile(r'\[([^\]]+)\]\(([\w/]+\.py)#L(\d+) "([^"]+)"\)')
 
 
-@pytest.mark.parametrize(("tag", "file", "line"), LINKS)
-def test_a_link_leads_to_the_line_with_its_tag(tag, file, line):
-    assert tag in (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+def places(file: str, code: str) -> list[int]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(lines, 1) if code in line]
+
+
+@pytest.mark.parametrize(("text", "file", "line", "code"), LINE_LINK.findall(README))
+def test_a_link_leads_to_the_line_that_it_names(text, file, line, code):
+    assert places(file, code) == [int(line)], f"python -m tests.test_readme sets [{text}] right"
+    tag = re.match(r"Eq\. \d", text)
+    if tag:
+        assert int(line) in places(file, tag[0])
 
 
 def test_every_equation_has_a_link():
-    assert {f"Eq. {n}" for n in range(1, 6)} <= {tag for tag, _, _ in LINKS}
+    texts = " ".join(text for text, *_ in LINE_LINK.findall(README))
+    assert all(f"Eq. {number}" in texts for number in range(1, 6))
+    # Each link to a line is one that the test above reads.
+    assert len(LINE_LINK.findall(README)) == README.count(".py#L") > 10
+
+
+def anchors(page: Path) -> set[str]:
+    """A page's headings as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?[^)]*\)", text)
+    for file, anchor in targets:
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{file}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m ((?:lab|tests|data)(?:\.\w+)*)", text.replace("\n", " ")):
+        assert importlib.util.find_spec(module), module
+    for script in re.findall(r"(?:python|torchrun) (\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+
+
+def test_every_module_with_a_command_is_named():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    guarded = [
+        path.relative_to(ROOT)
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/**/*.py")]
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+    assert len(guarded) > 10
+    by_script = {"lab/show/explain.py": "python atman.py"}  # the command's short name
+    for path in guarded:
+        module = ".".join(path.with_suffix("").parts).removesuffix(".__main__")
+        command = by_script.get(path.as_posix(), f"python -m {module}")
+        assert command in text or (len(path.parts) == 1 and path.name in text), path
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_both_commands_stand_in_the_readme():
@@ -28,46 +94,48 @@ def test_both_commands_stand_in_the_readme():
     assert "pip install -r requirements.txt && python -m pytest\n" in (ROOT / ".ci/run").read_text()
 
 
+# ------------------------------------------------------------------------------ the study's numbers
+
+
 def cells(line: str) -> list[str]:
-    return [part.strip() for part in line.strip("| \n").split("|")]
+    return [cell.strip() for cell in line.strip("| \n").split("|")]
 
 
-def rows(text: str, head: str) -> dict[str, list[str]]:
+def table(text: str, head: str) -> dict[str, list[str]]:
     """First cell -> the others, of the first table whose head begins so; its head as ""."""
     lines = text.splitlines()
-    first = next(n for n, line in enumerate(lines) if line.startswith(head))
-    found = {"": cells(lines[first])[1:]}
+    first = next(number for number, line in enumerate(lines) if line.startswith(head))
+    rows = {"": cells(lines[first])[1:]}
     for line in lines[first + 2 :]:
         if not line.startswith("|"):
             break
         name, *values = cells(line)
-        found[name] = values
-    return found
+        rows[name] = values
+    return rows
 
 
-STUDY = (ROOT / "docs/study.md").read_text(encoding="utf-8")
 ARMS_HEAD = "| arm (seeds) | accuracy, %"
 
 
 def test_the_readme_quotes_the_study():
-    quoted, study = rows(README, ARMS_HEAD), rows(STUDY, ARMS_HEAD)
+    quoted, study = table(README, ARMS_HEAD), table(STUDY, ARMS_HEAD)
     assert len(quoted) > 6 and "micro preset (3)" in quoted
     for name, values in quoted.items():
         assert values == study[name][: len(values)]
+    assert quoted["start"][0].split()[0] + "%" in README  # as the first command's text has them
+    accuracy, interval = quoted["micro preset (3)"][0].split(" ", 1)
+    assert f"{accuracy}% {interval}" in README
 
 
 def test_the_study_says_what_its_runs_say():
     """A part of it once more from the kept runs; the whole page takes half a minute."""
-    runs = study_report.load()
-    for part in (
-        study_report.protocol(runs),
-        study_report.pilots_table(study_report.load_pilots()),
-    ):
-        assert part in STUDY
+    runs = load_arms()
+    for section in (protocol(runs), pilots_table(load_pilots())):
+        assert section in STUDY
     arms = {name: runs[name] for name in ("outcome only", DEFAULT)}
-    measures = {name: study_report.own(runs) for name, runs in arms.items()}
-    for columns in (study_report.COLUMNS, study_report.FAITHFULNESS):
-        for line in study_report.arms_table(arms, measures, columns).splitlines()[2:]:
+    measures = {name: own(by_seed) for name, by_seed in arms.items()}
+    for columns in (COLUMNS, FAITHFULNESS):
+        for line in arms_table(arms, measures, columns).splitlines()[2:]:
             assert line in STUDY.splitlines()
 
 
@@ -81,7 +149,25 @@ CLOSING = {  # the first command's table -> the study's
 def test_the_closing_table_agrees_with_the_study(label):
     """Seed 0 on two threads, within the interval of the preset's runs on one."""
     (after,) = re.findall(rf"^    {re.escape(label)} +\S+ +([\d.]+)", README, re.MULTILINE)
-    study = rows(STUDY, ARMS_HEAD)
-    found = study["micro preset (3)"][study[""].index(CLOSING[label])]
-    low, high = map(float, re.search(r"\[(\S+), (\S+)\]", found).groups())
+    study = table(STUDY, ARMS_HEAD)
+    cell = study["micro preset (3)"][study[""].index(CLOSING[label])]
+    low, high = map(float, re.search(r"\[(\S+), (\S+)\]", cell).groups())
     assert low <= float(after) <= high
+
+
+# ------------------------------------------------------------------------------------- line numbers
+
+
+def relinked(text: str) -> str:
+    """The text with each link's line number set to the one line that holds its code."""
+
+    def right(link):
+        words, file, _, code = link.groups()
+        (line,) = places(file, code)
+        return f'[{words}]({file}#L{line} "{code}")'
+
+    return LINE_LINK.sub(right, text)
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(relinked(README), encoding="utf-8")

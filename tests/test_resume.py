@@ -1,11 +1,9 @@
 """What ends a run early costs nothing: kills, signals, damage, a full disk, and the way back.
 
 Nearly all runs are train.main() in this process, which is faster than a process each. The long
-form of the kills, by the clock too, is tests/kills.py.
+form of the kills, by the clock too, is lab/study/kills.py.
 """
 
-import contextlib
-import io
 import json
 import os
 import pickle
@@ -22,41 +20,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lab.run import runs
 import train
-from train import parse_args
-from model import Llama
+from lab.run import runs
+from lab.run.checkpoint import file_weights, load_llama
 from lab.run.policy import make_optimizer
 from lab.run.ranks import Progress, Ranks
 from lab.run.runs import RunFolder
-from tests import kills
+from lab.study import kills
 from lab.study.kills import SETTINGS, differences, kill_at, kill_one, timeless
+from tests import commands
+from tests.commands import ROOT, TORCHRUN, read_lines
+from train import parse_args
 
-ROOT = Path(__file__).parent.parent
 TINY = [*SETTINGS, "--steps", "3", "--save-every", "1"]  # the later flag counts
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def go(*arguments) -> tuple[int, str]:
-    """train.py in this process, with one thread: its exit status and all it says."""
-    said, threads = io.StringIO(), torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        torch.set_num_threads(1)
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                train.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            said.write(str(end.code))
-        finally:
-            torch.set_num_threads(threads)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return code, said.getvalue()
+    """train.py in this process: its exit status and all it says."""
+    return commands.go(train.main, *arguments)
 
 
 def call_at(monkeypatch, label: str, phase: str, action) -> None:
@@ -82,13 +64,6 @@ def tree(folder: Path) -> dict:
 
 def steps_kept(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
-
-
-def read_lines(path: Path) -> list[dict]:
-    """ValueError for a torn line."""
-    content = path.read_text() if path.exists() else ""
-    assert content == "" or content.endswith("\n")
-    return [json.loads(line) for line in content.splitlines()]
 
 
 def ends_like(folder: Path, whole: Path, *arguments) -> str:
@@ -140,7 +115,7 @@ def test_a_killed_run_loses_nothing(die_before, whole, tmp_path):
 
 
 def test_only_kills_that_hit_are_counted_and_notes_are_compared(stopped, tmp_path, monkeypatch):
-    """tests/kills.py itself: one that comes too late is drawn again, for a new run."""
+    """lab/study/kills.py itself: one that comes too late is drawn again, for a new run."""
     seen, outcomes = [], iter([None, None, "hit", None, "hit", "hit"])
 
     def kill(folder, log, **moment):
@@ -196,7 +171,7 @@ def test_a_signal_saves_and_says_so(number, label, phase, kept, whole, tmp_path,
 
 def test_a_second_signal_ends_at_once(tmp_path):
     program = (
-        "import time, train; train.evaluate = lambda *_, **__: (print('busy', flush=True), "
+        "import time, train; train.sample_problems = lambda *_, **__: (print('busy', flush=True), "
         "time.sleep(60)); train.main()"
     )
     command = [sys.executable, "-c", program, *TINY, "--out", str(tmp_path / "run")]
@@ -235,7 +210,7 @@ def test_torchrun_goes_on_by_itself_after_a_rank_dies(tmp_path):
     (tmp_path / "rank.py").write_text(RANK)
     said = {}
     for name in ("calm", "killed"):
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [*TORCHRUN, "--nproc-per-node=2"]
         command += ["--max-restarts=2", str(tmp_path / "rank.py"), *TINY, "--zero"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
@@ -363,7 +338,7 @@ def restored(folder: Path, capsys) -> tuple[int, str]:
     saved = json.loads((folder / "config.json").read_text())
     config = parse_args(["--resume", str(folder)])
     assert config.steps == saved["steps"]
-    model = Llama.from_pretrained(ROOT / "data/micro")
+    model = load_llama(ROOT / "data/micro")
     optimizer = make_optimizer(model, config.lr, ALONE, zero=False)
     step, _ = RunFolder.reopen(config, ALONE).restore(model, optimizer, ALONE)
     return step, capsys.readouterr().out
@@ -423,7 +398,7 @@ def test_what_a_kill_leaves_behind_does_not_hurt(stopped, whole):
     ):
         shutil.copytree(newest, newest.parent / leftover)
         (newest.parent / leftover / "state.json").unlink()
-    (stopped / ".config.json").write_text('{"ste')
+    (stopped / ".config.json.part").write_text('{"ste')
     with open(stopped / "metrics.jsonl", "a") as log:
         log.write('{"step": 3, "rew')
     ends_like(stopped, whole)
@@ -488,16 +463,16 @@ def test_a_disk_that_is_full_for_a_small_file(name, stopped, whole, largest_file
 
 def test_a_disk_that_is_full_for_the_state_or_the_curves(stopped, whole, monkeypatch):
     """Files that come after larger ones; the error is the one for a file that is open."""
-    write_json = runs.write_json
+    json_text = runs.json_text
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    def full_for_the_state(path, content):
-        (full if path.name == "state.json" else write_json)(path, content)
+    def full_for_the_state(content):
+        return full() if "files" in content else json_text(content)
 
     for module, name, call, place in (
-        (runs, "write_json", full_for_the_state, "checkpoints/step-00000003"),
+        (runs, "json_text", full_for_the_state, "checkpoints/step-00000003"),
         (train, "curves", full, "curves.png"),
     ):
         with monkeypatch.context() as patch:
@@ -562,8 +537,8 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path, monkeypatch):
     best = load_file(tmp_path / "run/best/model.safetensors")
     third = load_file(tmp_path / "run/checkpoints/step-00000003/model.safetensors")
     assert any(not torch.equal(best[key], third[key]) for key in best)
-    model = Llama.from_pretrained(tmp_path / "run/best")  # in Hugging Face's form, as any other
-    assert all(torch.equal(best[key], weight) for key, weight in model.file_weights().items())
+    model = load_llama(tmp_path / "run/best")  # in Hugging Face's form, as any other
+    assert all(torch.equal(best[key], weight) for key, weight in file_weights(model).items())
 
 
 def test_keeping_fewer_keeps_the_newest(stopped, whole):

@@ -19,13 +19,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 import grpo
 import train
-from train import parse_args
-from grpo import update_policy
-from model import store_by_input
+from data import instruction
+from data.tokenizer import Tokenizer
+from grpo import GRPOConfig, update_policy
+from lab.run import policy, sampling
+from lab.run.checkpoint import load_llama, store_by_input
 from lab.run.policy import gather_state, make_optimizer, scatter_state
 from lab.run.ranks import Ranks
-from tests import scaling, tiny
+from lab.study import scaling
 from lab.study.scaling import apart
+from tests import tiny
+from train import parse_args
 
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -39,9 +43,9 @@ ADVANTAGES = [1.0, -0.5, 0.3, -0.8, 0.6, 0.2, -1.2, 0.4]
 
 def stepped(model, optimizer, ranks, updates: int) -> list[torch.Tensor]:
     """Updates of the eight rollouts above; returns the gradients that each step saw."""
-    policy, gradients, step = model, [], optimizer.step
+    trained, gradients, step = model, [], optimizer.step
     if ranks.world_size > 1:
-        policy = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        trained = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def watched():
         gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
@@ -50,12 +54,13 @@ def stepped(model, optimizer, ranks, updates: int) -> list[torch.Tensor]:
     optimizer.step = watched
     for _ in range(updates):
         update_policy(
-            policy,
+            trained,
             optimizer,
-            ranks.share(PROMPTS),
-            ranks.share(COMPLETIONS),
-            torch.tensor(ranks.share(ADVANTAGES)),
-            normalizer=8,
+            ranks.part(PROMPTS),
+            ranks.part(COMPLETIONS),
+            torch.tensor(ranks.part(ADVANTAGES)),
+            GRPOConfig(),
+            total=8,
             world_size=ranks.world_size,
         )
     optimizer.step = step
@@ -187,7 +192,7 @@ def test_two_ranks_go_on_as_one_and_back(two_ranks):
 
 
 def test_a_state_comes_back_whatever_the_layout_of_the_weights():
-    """from_pretrained lays matrices out by column on a CPU (store_by_input)."""
+    """load_llama lays matrices out by column on a CPU (store_by_input)."""
     expected, optimizer = begun(ALONE, False)
     store_by_input(expected)
     assert gather_state(optimizer, expected, ALONE) == {}  # before the first step
@@ -258,48 +263,53 @@ def scripted(monkeypatch):
     class Script:
         update, victim, weights = 0, None, []
 
-    script, tokenizer = Script(), train.Tokenizer.from_directory(ROOT / "data/micro")
+    script, tokenizer = Script(), Tokenizer.from_directory(ROOT / "data/micro")
     script.weights = []
     said = [
         [*tokenizer.encode(f"{n} + {n} = {2 * n}.\n##### {n}"), tokenizer.eos_ids[0]]
         for n in range(2, 6)
     ]
-    collect = train.collect
+    sample_groups, sample = train.sample_groups, train.sample
 
-    def watched(model, tokenizer, questions, config, step, *rest):
+    def watched(model, tokenizer, questions, step, run):
         script.update = step + 1
-        text = train.instruction(config.dataset, questions[1].question)
+        text = instruction(run.config.dataset, questions[1].question)
         script.victim, script.prompt = questions[1].id, tokenizer.encode_prompt(text)
         script.weights.append([weight.detach().clone() for weight in model.parameters()])
-        return collect(model, tokenizer, questions, config, step, *rest)
+        return sample_groups(model, tokenizer, questions, step, run)
 
-    monkeypatch.setattr(train, "collect", watched)
-    monkeypatch.setattr(train, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
+    def scripted_sample(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sampling, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
+            return sample(*arguments)
+
+    monkeypatch.setattr(train, "sample_groups", watched)
+    monkeypatch.setattr(train, "sample", scripted_sample)  # of rollouts; evaluations sample
     return script
 
 
 def break_mask(script, monkeypatch, when):
     """The masks of a question are nan."""
-    optimize = train.optimize_traces
+    optimize = train.optimize_masks
 
-    def broken(model, tokenizer, prompts, *rest):
-        result = optimize(model, tokenizer, prompts, *rest)
-        for row, prompt in enumerate(prompts):
+    def broken(model, batch, *rest):
+        masks = optimize(model, batch, *rest)
+        for row, prompt in enumerate(batch.prompts):
             if when(script.update) and prompt == script.prompt:
-                result.mask[row] = math.nan
-                result.attribution[row] = math.nan
-        return result
+                masks.H[row] = math.nan
+                masks.attribution[row] = math.nan
+        return masks
 
-    monkeypatch.setattr(train, "optimize_traces", broken)
+    monkeypatch.setattr(train, "optimize_masks", broken)
 
 
 def break_reward(script, monkeypatch, when):
     """The first of a question's saliency rewards is infinite."""
-    saliency, optimize = train.rollout_saliency, train.optimize_traces
+    saliency, optimize = train.rollout_saliency, train.optimize_masks
 
-    def remembering(model, tokenizer, prompts, *rest):
-        script.rows = [prompt == script.prompt for prompt in prompts]
-        return optimize(model, tokenizer, prompts, *rest)
+    def remembering(model, batch, *rest):
+        script.rows = [prompt == script.prompt for prompt in batch.prompts]
+        return optimize(model, batch, *rest)
 
     def broken(*arguments, **keywords):
         rewards = saliency(*arguments, **keywords)
@@ -307,7 +317,7 @@ def break_reward(script, monkeypatch, when):
             rewards[script.rows.index(True)] = math.inf
         return rewards
 
-    monkeypatch.setattr(train, "optimize_traces", remembering)
+    monkeypatch.setattr(train, "optimize_masks", remembering)
     monkeypatch.setattr(train, "rollout_saliency", broken)
 
 
@@ -329,7 +339,7 @@ def break_loss(script, monkeypatch, when):
 
 def break_gradient(script, monkeypatch, when):
     """The loss is finite, the gradient of one weight is not."""
-    make = train.make_optimizer
+    make = policy.make_optimizer
 
     def hooked(model, *rest):
         def broken(gradient):
@@ -338,12 +348,12 @@ def break_gradient(script, monkeypatch, when):
         model.norm.weight.register_hook(broken)
         return make(model, *rest)
 
-    monkeypatch.setattr(train, "make_optimizer", hooked)
+    monkeypatch.setattr(policy, "make_optimizer", hooked)
 
 
 def break_second_pass(script, monkeypatch, when):
     """The same, once the update has taken its first step."""
-    make, stepped = train.make_optimizer, []
+    make, stepped = policy.make_optimizer, []
 
     def watched(model, *rest):
         optimizer = make(model, *rest)
@@ -356,7 +366,7 @@ def break_second_pass(script, monkeypatch, when):
         optimizer.step = remembering
         return optimizer
 
-    monkeypatch.setattr(train, "make_optimizer", watched)
+    monkeypatch.setattr(policy, "make_optimizer", watched)
     break_gradient(script, monkeypatch, lambda update: update in stepped and when(update))
 
 
@@ -396,7 +406,7 @@ def test_an_update_with_a_number_that_is_not_finite_is_skipped(
         assert len(named) == 2
     assert [set(line["skipped_questions"]) for line in lines] == [set(), named, set()]
     assert all(torch.equal(a, b) for a, b in zip(second, third, strict=True)) == (not moved)
-    last = train.Llama.from_pretrained(folder / "checkpoint")
+    last = load_llama(folder / "checkpoint")
     for before, after in ((first, second), (third, list(last.parameters()))):
         assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update ")]
@@ -422,7 +432,7 @@ def test_ten_in_a_row_end_the_run_with_a_sentence_and_a_checkpoint(trained, scri
     assert saved.name == "step-00000014"
     # The weights are as the last good update left them.
     assert json.loads((saved / "state.json").read_text())["notes"]["skipped_in_a_row"] == 10
-    kept = train.Llama.from_pretrained(saved)
+    kept = load_llama(saved)
     pairs = zip(kept.parameters(), scripted.weights[-1], strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     # Whoever resumes it gets ten more chances; torchrun, which starts it again by itself, none.
@@ -472,12 +482,12 @@ def test_micro_batches_change_neither_rollouts_nor_weights(trained):
 
 
 def test_half_precision_samples_from_a_copy_and_trains_float32_weights(trained, monkeypatch):
-    seen, collect, update = [], train.collect, train.update_policy
+    seen, sample_groups, update = [], train.sample_groups, train.update_policy
 
     def collecting(model, *rest):
         seen.append({weight.dtype for weight in model.parameters()})
         sampler.append(model)
-        return collect(model, *rest)
+        return sample_groups(model, *rest)
 
     def updating(model, *arguments, **keywords):
         assert keywords["autocast"] == torch.bfloat16
@@ -486,7 +496,7 @@ def test_half_precision_samples_from_a_copy_and_trains_float32_weights(trained, 
         return update(model, *arguments, **keywords)
 
     sampler = []
-    monkeypatch.setattr(train, "collect", collecting)
+    monkeypatch.setattr(train, "sample_groups", collecting)
     monkeypatch.setattr(train, "update_policy", updating)
     folder = trained("--precision", "bfloat16", "--steps", 2)
     assert seen == [{torch.bfloat16}] * 2

@@ -1,12 +1,16 @@
+import json
+import math
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import Problem
 from data.tokenizer import Tokenizer
 from data.traces import (
     LETTERS,
+    Rollout,
     gold_tail,
     parse_letter,
     parse_number,
@@ -117,9 +121,6 @@ def test_every_eos_ends_a_completion(tokenizer):
     for eos in tokenizer.eos_ids:
         assert not split_trace([*ids, eos], tokenizer).truncated
     assert split_trace([*ids, tokenizer.pad_id], tokenizer).truncated
-    other = split_trace([*ids, tokenizer.eos_ids[0]], tokenizer, eos_ids=[tokenizer.eos_ids[1]])
-    assert other.truncated and not other.valid
-    assert not split_trace([*ids, 7], tokenizer, eos_ids=(7,)).truncated
 
 
 @pytest.mark.parametrize(
@@ -351,6 +352,66 @@ def test_an_answer_is_read_in_the_gold_ones_kind(tokenizer, pieces, gold, correc
     trace = split_trace(ids_of(tokenizer, *pieces), tokenizer)
     assert trace.correct(gold) is correct
     assert trace.parsed("A") == trace.letter and trace.parsed("-3") == trace.number
+
+
+def rollout_of(tokenizer, pieces, subject="", **measured):
+    ids = ids_of(tokenizer, *pieces)
+    problem = Problem("p/0", "How many?", "18", subject=subject)
+    return Rollout(problem, [3, 4], ids, split_trace(ids, tokenizer), **measured)
+
+
+RIGHT, WRONG = ["It", " #####", "18", None], ["It", " #####", "13", None]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "outcome"),
+    [(RIGHT, 0), (WRONG, -1), (RIGHT[:-1], -1), (RIGHT[1:], -1), (["It", "18", None], -1)],
+)
+def test_a_right_answer_costs_nothing(tokenizer, pieces, outcome):
+    rollout = rollout_of(tokenizer, pieces)
+    assert rollout.outcome == rollout.facts()["outcome"] == outcome
+    assert rollout.record(0)["correct"] is (outcome == 0)
+
+
+@pytest.mark.parametrize(
+    ("saliency", "losses", "measured", "broken"),
+    [
+        (0.5, [2.0, 1.0, 3.0], True, False),
+        (0.5, None, True, False),  # by a saliency that learns no mask
+        (math.nan, None, False, False),  # there was nothing to measure
+        (math.inf, [2.0, 1.0, 3.0], False, True),
+        (0.5, [2.0, math.nan, 3.0], False, True),
+    ],
+)
+def test_facts_tell_what_was_not_measured_from_what_broke(
+    tokenizer, saliency, losses, measured, broken
+):
+    facts = rollout_of(tokenizer, RIGHT, saliency=saliency, mask_losses=losses).facts()
+    assert (facts["measured"], facts["broken"]) == (measured, broken)
+    assert facts["saliency"] == saliency if measured else math.isnan(facts["saliency"])
+    assert facts["mask_losses"] == (losses if measured else None)
+
+
+def test_facts_and_record_hold_the_trace_and_go_through_json(tokenizer):
+    rollout = rollout_of(tokenizer, ["It", " ", " #####", "13", None], "anatomy", saliency=1.0)
+    facts, record = rollout.facts(), rollout.record(sample=2)
+    assert facts["text"] == "It  #####13" and record["text"] == "It "
+    assert (facts["length"], facts["tokens"]) == (2, 5)
+    assert (
+        record["reasoning"] + rollout.trace.delimiter + rollout.trace.answer
+        == (record["completion"])
+    )
+    assert facts["number"] == record["number"] == "13" and facts["gold"] == record["gold"] == "18"
+    assert (record["sample"], record["subject"], record["no_delimiter"]) == (2, "anatomy", False)
+    assert "subject" not in rollout_of(tokenizer, RIGHT).record(0)
+    assert json.loads(json.dumps([facts, record])) == [facts, record]
+
+
+def test_the_mask_is_learned_on_the_gold_answer(tokenizer):
+    rollout = rollout_of(tokenizer, WRONG)
+    delimiter, answer = gold_tail(rollout.trace, "18", tokenizer)
+    assert rollout.masked_parts(tokenizer) == ([3, 4], ids_of(tokenizer, "It"), delimiter, answer)
+    assert answer == tokenizer.encode("18") and answer != rollout.trace.answer[:-1]
 
 
 def test_spans_of_split_characters(tokenizer):

@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -18,56 +16,31 @@ from safetensors.torch import load_file
 import eval as evaluation
 import train
 from atman import MaskConfig
-from train import parse_args
 from data import load_problems
 from data.tokenizer import Tokenizer
-from model import Llama
-from lab.run.ranks import Progress, Ranks, pick_device
+from lab.run import sampling
+from lab.run.checkpoint import load_llama
+from lab.run.ranks import Ranks, pick_device
 from lab.study.scaling import LIMIT, apart
-from train import draw_questions, fill_missing, shuffle
+from tests.commands import ROOT, TORCHRUN, done, read_lines, refused, run
+from train import draw_questions, paid_saliency, parse_args
 
-ROOT = Path(__file__).parent.parent
 SMALL = (
     "--steps 2 --questions 2 --rollouts 4 --micro-batch 2 --mask-steps 2 --eval-problems 4 "
     "--eval-samples 2 --eval-every 1 --eval-every-problems 2 --max-new-tokens 96 --device cpu"
 ).split()
 
 
-def run(*command, ok=True):
-    """Run a command in the repository with one thread; returns its output, checks its exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, output
-    return output
-
-
-def refused(main, arguments, monkeypatch, capsys) -> str:
-    """Run a command in this process, which is faster; returns what it says as it refuses."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    with pytest.raises(SystemExit) as refusal:
-        main()
-    assert refusal.value.code not in (0, None)
-    printed = capsys.readouterr()
-    return printed.out + printed.err + str(refusal.value.code)
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def part_of_a_run(config):
+    """As much of a Run as sampling and masks need of one."""
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    return SimpleNamespace(config=config, ranks=ranks, phase=lambda *_, **__: nullcontext())
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "run"
-    return out, run("train.py", *SMALL, "--out", out)
+    return out, done(train.main, *SMALL, "--out", out)
 
 
 def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
@@ -96,10 +69,9 @@ def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
 
 def test_the_checkpoint_of_a_run_is_evaluated_like_any_other(one_process):
     out, _ = one_process
-    printed = run(
-        "eval.py", "--model", out / "checkpoint", "--compare", "data/micro", "--limit", "3",
-        "--samples", "2", "--faithfulness", "off", "--out", out / "eval", "--device", "cpu",
-    )  # fmt: skip
+    flags = ["--limit", "3", "--samples", "2", "--faithfulness", "off", "--out", out / "eval"]
+    arms = ["--model", out / "checkpoint", "--compare", "data/micro", "--device", "cpu"]
+    printed = done(evaluation.main, *arms, *flags)
     assert "accuracy (pass@1)" in printed and "blank English" in printed
     results = json.loads((out / "eval/results.json").read_text())["models"]
     assert all(len(entry["records"]) == 6 for entry in results.values()) and len(results) == 2
@@ -107,7 +79,7 @@ def test_the_checkpoint_of_a_run_is_evaluated_like_any_other(one_process):
 
 def test_the_same_seed_gives_the_same_run(one_process, tmp_path):
     out, _ = one_process
-    run("train.py", *SMALL, "--out", tmp_path / "again")
+    done(train.main, *SMALL, "--out", tmp_path / "again")
     assert read_lines(tmp_path / "again/samples.jsonl") == read_lines(out / "samples.jsonl")
 
 
@@ -115,8 +87,7 @@ def test_the_same_seed_gives_the_same_run(one_process, tmp_path):
 def test_several_processes_equal_one(one_process, tmp_path, processes):
     out, _ = one_process
     run(
-        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "train.py",
-        *SMALL, "--out", tmp_path / "run",
+        *TORCHRUN, f"--nproc-per-node={processes}", "train.py", *SMALL, "--out", tmp_path / "run",
     )  # fmt: skip
     one, several = (read_lines(folder / "samples.jsonl") for folder in (out, tmp_path / "run"))
     assert [s["text"] for s in one] == [s["text"] for s in several]
@@ -136,16 +107,29 @@ def test_several_processes_equal_one(one_process, tmp_path, processes):
 
 def test_sampling_and_masks_start_from_one_reading_of_the_prompts():
     config = parse_args(["--questions", "2", "--mask-steps", "1", "--max-new-tokens", "80"])
-    tokenizer, model = Tokenizer.from_directory(config.model), Llama.from_pretrained(config.model)
-    ranks, bar = Ranks(0, 1, torch.device("cpu")), Progress("update", silent=True)
-    questions = load_problems("micro", "train", limit=2)
+    tokenizer, model = Tokenizer.from_directory(config.model), load_llama(config.model)
+    questions, part = load_problems("micro", "train", limit=2), part_of_a_run(config)
     read = []  # a forward pass of more than one column reads prompts
     model.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
-    rollouts, prefill = train.sample_rollouts(model, tokenizer, questions, config, 0, ranks, bar)
-    train.learn_saliency(model, tokenizer, rollouts, config, bar, prefill)
+    rollouts, prefill = train.sample_groups(model, tokenizer, questions, 0, part)
+    train.learn_saliency(model, tokenizer, rollouts, prefill, part)
     assert len(rollouts) == 16 and any(math.isfinite(rollout.saliency) for rollout in rollouts)
     longest = max(len(rollout.prompt) for rollout in rollouts)
     assert [shape for shape in read if shape[1] > 1] == [(2, longest)]
+
+
+def test_the_plain_loop_trains_to_the_same_saliencies(monkeypatch):
+    """atman.py alone, without lab/run/suffix.py, through train.py's own code."""
+    config = parse_args(["--questions", "2", "--mask-steps", "2", "--max-new-tokens", "80"])
+    tokenizer, model = Tokenizer.from_directory(config.model), load_llama(config.model)
+    questions, part = load_problems("micro", "train", limit=2), part_of_a_run(config)
+    rollouts, prefill = train.sample_groups(model, tokenizer, questions, 0, part)
+    train.learn_saliency(model, tokenizer, rollouts, prefill, part)
+    fast = [rollout.saliency for rollout in rollouts]
+    monkeypatch.setattr(train, "Suffix", lambda *_: SimpleNamespace(logits=None))
+    train.learn_saliency(model, tokenizer, rollouts, None, part)
+    plain = [rollout.saliency for rollout in rollouts]
+    assert plain != fast and plain == pytest.approx(fast, abs=1e-4, nan_ok=True)
 
 
 def test_missing_saliency_is_never_a_prize():
@@ -153,35 +137,35 @@ def test_missing_saliency_is_never_a_prize():
     nan = float("nan")
     saliency = torch.tensor([[0.5, nan, 0.2, 0.9], [nan] * 4, [1, 2, 3, 4], [-1, nan, 0.5, 2]])
     outcome = torch.tensor([[0, -1, -1, 0], [-1] * 4, [0] * 4, [0, -1, 0, -1]]).float()
-    filled = fill_missing(saliency.flatten(), outcome.flatten(), config).view(4, 4)
+    filled = paid_saliency(saliency.flatten(), outcome.flatten(), config, 0).view(4, 4)
     by_hand = [[0.5, 0.2, 0.2, 0.9], [0] * 4, [1, 2, 3, 4], [-1, -1, 0.5, 2]]
     assert torch.equal(filled, torch.tensor(by_hand))
     gated = dataclasses.replace(config, gate_saliency=True)
-    filled = fill_missing(saliency.flatten(), outcome.flatten(), gated).view(4, 4)
+    filled = paid_saliency(saliency.flatten(), outcome.flatten(), gated, 0).view(4, 4)
     by_hand = [[0.5, 0, 0, 0.9], [0] * 4, [1, 2, 3, 4], [-1, -1, 0.5, -1]]
     assert torch.equal(filled, torch.tensor(by_hand))
 
 
 def test_shuffling_keeps_each_groups_rewards_and_who_earned_them_not():
-    config = parse_args(["--rollouts", "4", "--micro-batch", "2"])
-    saliency = torch.arange(40.0)
-    shuffled = shuffle(saliency, config, step=3)
+    config = parse_args(["--rollouts", "4", "--micro-batch", "2", "--shuffle-saliency"])
+    saliency, right = torch.arange(40.0), torch.zeros(40)
+    shuffled = paid_saliency(saliency, right, config, step=3)
     assert torch.equal(shuffled.view(10, 4).sort(1).values, saliency.view(10, 4))
     assert (shuffled == saliency).sum() < 25  # a quarter stays, by chance
-    assert torch.equal(shuffled, shuffle(saliency, config, step=3))
-    assert not torch.equal(shuffled, shuffle(saliency, config, step=4))
+    assert torch.equal(shuffled, paid_saliency(saliency, right, config, step=3))
+    assert not torch.equal(shuffled, paid_saliency(saliency, right, config, step=4))
 
 
 def test_the_controls_pay_for_length_and_for_nothing(one_process, tmp_path):
     """A run each: minus the tokens of valid traces, without masks; attribution, dealt out anew."""
     flags = ["--saliency", "length", "--no-gate-saliency", "--out", tmp_path / "length"]
-    run("train.py", *SMALL, *flags)
+    done(train.main, *SMALL, *flags)
     samples = read_lines(tmp_path / "length/samples.jsonl")
     valid = [s for s in samples if not s["truncated"] and s["delimiters"] and not s["no_reasoning"]]
     assert len(valid) > 8 and all(s["mask_losses"] is None for s in samples)
     for sample in valid:
         assert sample["saliency"] == pytest.approx(-sample["length"] / 100)
-    run("train.py", *SMALL, "--steps", "1", "--shuffle-saliency", "--out", tmp_path / "shuffled")
+    done(train.main, *SMALL, "--steps", "1", "--shuffle-saliency", "--out", tmp_path / "shuffled")
     plain, shuffled = (
         [s["saliency"] for s in read_lines(folder / "samples.jsonl")][:8]  # of the first update
         for folder in (one_process[0], tmp_path / "shuffled")
@@ -243,9 +227,9 @@ def test_memory_of_the_path_is_the_papers_whatever_the_steps():
     assert parse_args([*path, "10"]).mask().betas == pytest.approx((0.6**20, 0.9999**20))
 
 
-def test_the_readme_explains_every_metric(one_process):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Reading metrics")[2]
-    explained = set(re.findall(r"`([^`]+)`", section.partition("## Licence")[0]))
+def test_the_docs_explain_every_metric(one_process):
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`([^`]+)`", page))
     lines = read_lines(one_process[0] / "metrics.jsonl")
     keys = {key for line in lines for key in line} | {
         k for line in lines for k in line.get("eval", ())
@@ -255,7 +239,7 @@ def test_the_readme_explains_every_metric(one_process):
 
 def test_the_preset_pays_right_rollouts_alone(tmp_path):
     flags = ["--steps", "1", "--temperature", "1.5"]  # some shall be wrong
-    run("train.py", *SMALL, *flags, "--out", tmp_path / "run")
+    done(train.main, *SMALL, *flags, "--out", tmp_path / "run")
     rows = read_lines(tmp_path / "run/samples.jsonl")
     wrong = [row["saliency"] for row in rows if row["outcome"] < 0]
     right = [row["saliency"] for row in rows if row["outcome"] == 0]
@@ -264,7 +248,7 @@ def test_the_preset_pays_right_rollouts_alone(tmp_path):
 
 def test_outcome_only_learns_no_mask(tmp_path):
     flags = ["--saliency", "none", "--ratio", "sequence", "--steps", "1"]
-    run("train.py", *SMALL, *flags, "--out", tmp_path / "run")
+    done(train.main, *SMALL, *flags, "--out", tmp_path / "run")
     (update,) = (line for line in read_lines(tmp_path / "run/metrics.jsonl") if "outcome" in line)
     assert update["saliency"] == 0 and update["reward"] == update["outcome"]
 
@@ -276,8 +260,7 @@ def test_gsm8k_files_train_too(tmp_path):
     ]
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    printed = run(
-        "train.py", *SMALL, "--dataset", "gsm8k", "--data-dir", tmp_path, "--steps", "1",
+    printed = done(train.main, *SMALL, "--dataset", "gsm8k", "--data-dir", tmp_path, "--steps", "1",
         "--saliency", "mask", "--out", tmp_path / "run",
     )  # fmt: skip
     assert "tokens per trace" in printed
@@ -295,8 +278,7 @@ def write_mmlu(folder, splits=("auxiliary_train", "dev", "test")):
 
 
 def test_mmlu_files_train_too(tmp_path):
-    printed = run(
-        "train.py", *SMALL, "--dataset", "mmlu", "--data-dir", write_mmlu(tmp_path),
+    printed = done(train.main, *SMALL, "--dataset", "mmlu", "--data-dir", write_mmlu(tmp_path),
         "--steps", "1", "--max-new-tokens", "16", "--out", tmp_path / "run",
     )  # fmt: skip
     assert "mean of subjects" in printed and "1 of MMLU's 57 subjects" in printed
@@ -310,17 +292,16 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
     """Rollouts, outcome and saliency of completions that answer as they are told to."""
     config = parse_args([*SMALL, "--dataset", "mmlu", "--train-split", "dev"])
     problems = load_problems("mmlu", config.train_split, write_mmlu(tmp_path))
-    model, tokenizer = (kind(ROOT / "data/micro") for kind in (
-        train.Llama.from_pretrained, train.Tokenizer.from_directory))  # fmt: skip
+    model, tokenizer = load_llama(config.model), Tokenizer.from_directory(config.model)
     said = [
         [*tokenizer.encode(f"Count: 1 + {n}.\n##### {'AB'[n % 2]}"), tokenizer.eos_ids[0]]
         for n in range(4)
     ]
-    monkeypatch.setattr(train, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
-    ranks, bar = Ranks.start("cpu"), Progress("", silent=True)
-    rollouts, _ = train.sample_rollouts(model, tokenizer, problems[:2], config, 0, ranks, bar)
-    train.learn_saliency(model, tokenizer, rollouts, config, bar)
-    facts = [train.describe(rollout) for rollout in rollouts]
+    monkeypatch.setattr(sampling, "generate", lambda m, prompts, *_: said * (len(prompts) // 4))
+    part = part_of_a_run(config)
+    rollouts, prefill = train.sample_groups(model, tokenizer, problems[:2], 0, part)
+    train.learn_saliency(model, tokenizer, rollouts, prefill, part)
+    facts = [rollout.facts() for rollout in rollouts]
     assert [fact["id"] for fact in facts] == [f"mmlu/dev/anatomy/{n}" for n in (0, 1) for _ in said]
     assert [fact["number"] for fact in facts] == ["A", "B"] * 4
     assert [fact["outcome"] for fact in facts] == [0, -1] * 4
@@ -359,10 +340,12 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_gets_a_sentence_and_leaves_nothing(
-    arguments, named, tmp_path, monkeypatch, capsys
+    arguments,
+    named,
+    tmp_path,
 ):
     arguments = [*SMALL, *arguments.split(), "--out", tmp_path / "run"]
-    assert named in refused(train.main, arguments, monkeypatch, capsys)
+    assert named in refused(train.main, *arguments)
     assert not (tmp_path / "run").exists()
 
 
@@ -384,14 +367,12 @@ def test_a_damaged_checkpoint_is_named(name, content, tmp_path, monkeypatch, cap
     whole = (checkpoint / name).read_bytes()
     (checkpoint / name).write_bytes(whole[:-1000] if content is None else content.encode())
     arguments = [*SMALL, "--model", checkpoint, "--out", tmp_path / "run"]
-    assert str(checkpoint) in refused(train.main, arguments, monkeypatch, capsys)
+    assert str(checkpoint) in refused(train.main, *arguments)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "compare"])
-def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
-    command, tmp_path, monkeypatch, capsys
-):
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(command, tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(ROOT / "data/micro", checkpoint)
     backend = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
@@ -400,9 +381,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
     arguments = ["--model", checkpoint, "--device", "cpu", "--out", tmp_path / "run"]
     if command == "compare":  # the second is looked at before the first is sampled
         arguments += ["--compare", ROOT / "data/micro"]
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr(evaluation, "sample_problems", lambda *_, **__: pytest.fail("sampled"))
     main = train.main if command == "train" else evaluation.main
-    printed = refused(main, arguments, monkeypatch, capsys)
+    printed = refused(main, *arguments)
     assert f"{checkpoint / 'tokenizer.json'} has" in printed and "config.json" in printed
     assert not (tmp_path / "run").exists()
 
@@ -412,7 +393,7 @@ def test_a_data_file_without_problems_is_named(content, tmp_path, monkeypatch, c
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(content)
     arguments = ["--dataset", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "run"]
-    printed = refused(train.main, [*SMALL, *arguments], monkeypatch, capsys)
+    printed = refused(train.main, *SMALL, *arguments)
     assert str(tmp_path / "train.jsonl") in printed
     assert not (tmp_path / "run").exists()
 
@@ -420,12 +401,12 @@ def test_a_data_file_without_problems_is_named(content, tmp_path, monkeypatch, c
 def test_out_must_be_a_folder_without_files(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "mine.txt", tmp_path / "mine.txt/below"):
-        assert f"--out {out}" in refused(train.main, [*SMALL, "--out", out], monkeypatch, capsys)
+        assert f"--out {out}" in refused(train.main, *SMALL, "--out", out)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_torchrun_shows_the_sentence_too(tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "train.py"]
+    command = [*TORCHRUN, "--nproc-per-node=1", "train.py"]
     printed = run(*command, "--model", "nowhere", "--out", tmp_path / "run", ok=False)
     assert "error: --model nowhere" in printed
 
@@ -447,7 +428,7 @@ def test_torchrun_shows_the_sentence_too(tmp_path):
     ],
 )
 def test_bad_input_to_eval_gets_a_sentence(arguments, named, monkeypatch, capsys):
-    assert named in refused(evaluation.main, arguments.split(), monkeypatch, capsys)
+    assert named in refused(evaluation.main, *arguments.split())
 
 
 def test_a_gpu_comes_with_its_index(monkeypatch):
@@ -471,5 +452,5 @@ def test_a_refusal_is_a_sentence_and_no_traceback(command):
 def test_a_folder_with_a_run_is_not_overwritten(one_process):
     out, _ = one_process
     before = (out / "metrics.jsonl").read_bytes()
-    printed = run("train.py", *SMALL, "--out", out, ok=False)
+    printed = refused(train.main, *SMALL, "--out", out)
     assert f"--out {out}" in printed and (out / "metrics.jsonl").read_bytes() == before

@@ -2,6 +2,8 @@
 
 import torch
 
+from lab.run.sampling import Prefill
+from lab.run.suffix import Suffix
 from model import Llama, LlamaConfig
 
 # With theta 10000 and head_dim 8: the first frequency kept, the second blended, two divided.
@@ -58,6 +60,17 @@ def ids(seed, *lengths, vocab=64) -> list[list[int]]:
     return [torch.randint(vocab, (n,), generator=generator).tolist() for n in lengths]
 
 
-def same_weights(one, other) -> bool:
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+@torch.no_grad()
+def next_logits(model, sequence) -> torch.Tensor:
+    """Logits (V,) of the next token, float64, from the whole sequence: no cache, no padding."""
+    return model(torch.tensor([sequence]))[0, -1].double()
+
+
+def suffix_logits(model, batch):
+    """What atman.plain_logits is, by way of Suffix."""
+    return Suffix(model, Prefill(model, batch.prompts), batch).logits
+
+
+def same_weights(left, right) -> bool:
+    pairs = zip(left.state_dict().items(), right.state_dict().items(), strict=True)
     return all(a == b and x.dtype == y.dtype and torch.equal(x, y) for (a, x), (b, y) in pairs)

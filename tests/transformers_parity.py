@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.tokenizer import Tokenizer
+from lab.run.checkpoint import load_llama, save_llama
 from lab.run.sampling import generate
-from model import Llama
 
 FIXTURES = Path(__file__).parent / "parity"
 LLAMA3 = {
@@ -141,9 +141,9 @@ def check() -> float:
             for shards, size in {"one file": 10**9, "shards": 30_000}.items():
                 theirs, ours = Path(folder, f"{name}-t-{size}"), Path(folder, f"{name}-o-{size}")
                 reference(FIXTURES / name).save_pretrained(theirs, max_shard_size=size)
-                Llama.from_pretrained(theirs).save_pretrained(ours, max_shard_bytes=size)
+                save_llama(load_llama(theirs), ours, max_shard_bytes=size)
                 files = len(list(ours.glob("*.safetensors")))
-                here = (Llama.from_pretrained(theirs)(tokens) - expected).abs().max().item()
+                here = (load_llama(theirs)(tokens) - expected).abs().max().item()
                 there = (reference_logits(ours, tokens) - expected).abs().max().item()
                 print(
                     f"{name:<20} {shards:<8} ({files:>2} saved here)  transformers' save, loaded "
@@ -165,7 +165,7 @@ def check_micro() -> None:
     message = [{"role": "user", "content": question}]
     ids = theirs.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
     assert prompt == ids, (prompt, ids)
-    ours = generate(Llama.from_pretrained(directory), [prompt], 100, 0.0, tokenizer.eos_ids)[0]
+    ours = generate(load_llama(directory), [prompt], 100, 0.0, tokenizer.eos_ids)[0]
     model = reference(directory)
     out = model.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False)
     assert out[0, len(prompt) :].tolist() == ours

@@ -1,24 +1,78 @@
-"""HTML pages by jinja2: one environment, one skeleton, one style for reports and explained traces.
+"""HTML pages by jinja2: one environment, one frame, one style for reports and explained traces.
 
-    html = render("report.html", title="Evaluation", results=...)
+    html = explained_page([[heat_map], [left, right]], settings)     # one list a question
+    html = render("report.html", title="Evaluation", ...)            # lab/show/report.py
 
-Templates lie beside this file; each extends page.html, which holds the document's frame and
-includes style.css. Whatever a template prints is made visible and escaped, because traces are text
-that a model made up: a character that acts in place of being seen becomes its name. What a macro
-returns, and Markup, is HTML already.
+The templates lie beside this file: page.html is the frame of a document, report.html and trace.html
+fill it, macros.html holds what both show, style.css their looks. A page has no scripts and fetches
+nothing. Whatever a template prints is made visible and escaped, because traces are text that a
+model made up: a character that acts in place of being seen becomes its name. What a macro returns,
+and Markup, is HTML already.
 """
 
+import itertools
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from lab.show.text import JOINERS, visible
+from lab.show import heat
+from lab.show.heat import ABOVE, BELOW, TOGETHER, HeatMap, Piece
+from lab.show.text import JOINERS, NO_TEXT, visible
+
+Run = tuple[str, str, str]  # a stretch of text, its CSS classes, its tooltip
 
 
 def show_value(value):
     """What a template prints: HTML as it is, all else as visible text, which jinja2 escapes."""
     return value if isinstance(value, Markup) else visible(str(value), JOINERS)
+
+
+def shade(value: float, kind: str) -> str:
+    """The CSS class of a saliency's level: p1 to p10, n1 to n10, "" for level 0."""
+    step = heat.level(value, kind)
+    return f"{'p' if step > 0 else 'n'}{abs(step)}" if step else ""
+
+
+def in_lines(runs: list[Run]) -> list[list[Run]]:
+    """The runs of each line of text. A line break at the end begins no line of its own.
+
+    A page gives each line a paragraph with a direction of its own, because in one paragraph
+    "5 * 2 = 10" below a line of Arabic would be turned around.
+    """
+    lines = [[]]
+    for text, classes, title in runs:
+        first, *more = visible(text, JOINERS).split("\n")
+        lines[-1].append((first, classes, title))
+        lines += [[(line, classes, title)] for line in more]
+    lines = [[run for run in line if run[0]] for line in lines]
+    return lines[:-1] if not lines[-1] else lines
+
+
+def token_lines(pieces: list[Piece], saliency=(), kind: str = "") -> list[list[Run]]:
+    """Tokens as in_lines gives them, shaded by their saliency, which is the tooltip too."""
+    runs = []
+    for piece, value in itertools.zip_longest(pieces, saliency):
+        classes = [] if value is None else [shade(value, kind)]
+        classes += ["sp"] if piece.special else []
+        title = "" if value is None else heat.number(value)
+        runs.append((piece.text or NO_TEXT, " ".join(filter(None, classes)), title))
+    return in_lines(runs)
+
+
+def rankings(trace: HeatMap) -> list[tuple[str, list[tuple[float, str, str]]]]:
+    """Sentences, equations and the strongest tokens: a heading, and (saliency, text, note)s."""
+    ranked = []
+    for name, units in heat.stretches(trace).items():
+        rows = [(unit.saliency, unit.text.strip(), "") for unit in units]
+        ranked.append((f"{name}, {TOGETHER[trace.kind]}", rows))
+    for end, tokens in zip((ABOVE, BELOW), heat.strongest(trace), strict=True):
+        rows = [
+            (trace.saliency[n], heat.named(trace.reasoning[n], JOINERS), f"token {n}")
+            for n in tokens
+        ]
+        ranked.append((f"tokens, most {end[trace.kind]}", rows))
+    return ranked
 
 
 TEMPLATES = jinja2.Environment(
@@ -29,8 +83,15 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+TEMPLATES.globals |= {"heat": heat, "rankings": rankings, "shade": shade, "lines_of": token_lines}
 
 
 def render(template: str, **values) -> str:
     """The template's text with these values. Raises jinja2.UndefinedError for a missing one."""
     return TEMPLATES.get_template(template).render(**values)
+
+
+def explained_page(questions: list[list[HeatMap]], settings: dict, title="Explained traces") -> str:
+    """A page of heat maps, those of one question side by side. settings: names and values."""
+    kinds = dict.fromkeys(trace.kind for traces in questions for trace in traces)
+    return render("trace.html", title=title, questions=questions, settings=settings, kinds=kinds)

@@ -1,39 +1,84 @@
-"""Text that others wrote, made safe to show on a terminal and in a page."""
+"""Text that others wrote, made safe to show in a terminal, a page or a figure, and folded."""
 
 import sys
 import unicodedata
+from typing import NamedTuple
 
 LINE_END, TAB, NO_TEXT = "⏎", "⇥", "◦"  # shown for a line break, a tab, a token without text
 JOINERS = "\u200c\u200d"  # needed to write Persian and to join emoji, and harmless in HTML
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text with nothing in it that acts in place of being seen; line breaks stay, marked.
+    """The text without any character that acts or hides; line breaks stay, and are marked.
 
-    Characters that control a terminal, have no shape, change the direction of writing or are not
-    assigned become their names (‹U+001B›, ‹U+202E›), but for those in keep.
+    A character that controls a terminal, has no shape, changes the direction of writing or is not
+    assigned becomes its name (‹U+001B›, ‹U+202E›), unless keep holds it.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_visible(character, keep) for character in text)
+    return "".join(character if character in keep else shown(character) for character in text)
 
 
-def _visible(character: str, keep: str) -> str:
-    code = ord(character)
-    if character in keep or 0x20 <= code < 0x7F:
-        return character
+def shown(character: str) -> str:
+    """One character as `visible` shows it."""
     if character == "\n":
         return LINE_END + "\n"
     if character == "\t":
         return TAB
-    return f"‹U+{code:04X}›" if unicodedata.category(character) in _HIDDEN else character
+    hidden = unicodedata.category(character) in HIDDEN
+    return f"‹U+{ord(character):04X}›" if hidden else character
 
 
 def say(text: str, end: str = "\n") -> None:
     """Print; a character that the output's encoding lacks shows as its number (\\u2192).
 
-    Error messages need it not: Python writes standard error like this itself.
+    Error messages do not need this function, because Python writes standard error so by itself.
     """
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+
+
+class Cell(NamedTuple):
+    """One character, its width in columns, and the style of its text."""
+
+    character: str
+    width: int
+    style: int | str
+
+
+def fold(runs: list[tuple[str, int | str]], width: int) -> list[list[Cell]]:
+    """(text, style) runs as lines of cells at most `width` columns wide, folded after a space."""
+    lines, line, used = [], [], 0
+    for text, style in runs:
+        for character in text:
+            if character == "\n":
+                lines.append(line)
+                line, used = [], 0
+                continue
+            columns = columns_of(character)
+            if columns is None:
+                continue
+            while used + columns > width:
+                spaces = [n for n, cell in enumerate(line) if cell.character == " "]
+                cut = spaces[-1] + 1 if spaces else len(line)
+                lines.append(line[:cut])
+                line = line[cut:]
+                used = sum(cell.width for cell in line)
+            line.append(Cell(character, columns, style))
+            used += columns
+    return [*lines, line] if line or not lines else lines
+
+
+def columns_of(character: str) -> int | None:
+    """Columns that a character takes; None for one to leave out, because it only changes another.
+
+    Variation selectors are left out: whether they widen an emoji differs between terminals.
+    """
+    if character < "\u0300":
+        return 1
+    if "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef":
+        return None
+    if unicodedata.category(character) in ("Mn", "Me") or "\u1160" <= character <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

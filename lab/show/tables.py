@@ -1,0 +1,194 @@
+"""The text tables: Table 1, reliance on the reasoning, rightness of the map, differences of arms.
+
+    print(summary_table({"before": summary, "after": summary}, pipeline))       # train.py's
+    print(reliance_table({name: measures}))                                     # eval.py's
+
+The `*_rows` functions give (label, cells) lines, which the report sets in HTML and `columns_of` as
+text. `measures` are those of an arm by name (lab/measure/compare.py), each a dict with value, low,
+high and questions (lab/measure/bootstrap.py).
+"""
+
+from lab.measure.faithfulness import FRACTIONS
+from lab.measure.table1 import describe_spacy
+
+Line = tuple[str, list[str]]  # label, cells
+
+ROWS = {  # Table 1, key: (label, whether it is a share)
+    "pass@1": ("accuracy (pass@1)", True),
+    "macro pass@1": ("  mean of subjects", True),
+    "pass@2": ("pass@2", True),
+    "pass@3": ("pass@3", True),
+    "pass@4": ("pass@4", True),
+    "tokens": ("tokens per trace", False),
+    "tokens_spread": ("  spread in a question", False),
+    "spacy_tokens": ("spaCy tokens per trace", False),
+    "numbers": ("numbers", True),
+    "stop_words": ("stop words", True),
+    "symbols": ("symbols", True),
+    "truncated": ("cut at the limit", True),
+    "no_delimiter": ("no delimiter", True),
+}
+RELIANCE = {
+    "truncation": "truncation (area over the curve)",
+    "necessity": "knockout: reasoning hidden (nats)",
+    "direct": "knockout: prompt hidden (nats)",
+    "corruption": "corruption (answer changes)",
+}
+MAP_HEADS = {
+    "comprehensiveness": "comprehensiveness (up)",
+    "sufficiency": "sufficiency (down)",
+    "auroc": "AUROC",
+    "auroc no punctuation": "AUROC, no punctuation",
+}
+DIFFERENCE_HEADS = ["own lengths", "matched length", "matched questions"]
+
+
+def columns_of(lines: list[Line], heads: list[str], corner="", label_width=None, widths=None):
+    """Lines under their heads as text; columns are as wide as their longest cell, or as given."""
+    label_width = label_width or max(len(corner), *(len(label) for label, _ in lines)) + 2
+    widths = widths or [
+        max(len(head), *(len(cells[n]) for _, cells in lines)) + 3 for n, head in enumerate(heads)
+    ]
+    text = []
+    for label, cells in [(corner, heads), *lines]:
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        text.append((label.ljust(label_width) + "".join(aligned)).rstrip())
+    return "\n".join(text)
+
+
+def cell(measure: dict | None, signed: bool = False) -> str:
+    """A measure and its interval."""
+    if not measure or measure["value"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{measure['value']:{sign}.3f}"
+    if measure["low"] is None:
+        return text
+    return f"{text} [{measure['low']:{sign}.3f}, {measure['high']:{sign}.3f}]"
+
+
+# ----------------------------------------------------------------------------------------- Table 1
+
+
+def summary_cell(value: float, share: bool, measure: dict | None = None) -> tuple[str, str]:
+    """A number of Table 1, and the interval of its measure or ""."""
+    text = f"{value:.1%}" if share else f"{value:.1f}"
+    if not measure or measure["low"] is None:
+        return text, ""
+    scale = 100 if share else 1
+    return text, f"[{scale * measure['low']:.1f}, {scale * measure['high']:.1f}]"
+
+
+def summary_table(summaries: dict[str, dict], pipeline, measures: dict[str, dict] | None = None):
+    """Table 1 of each name side by side (table1.summarize), with the last one's change.
+
+    measures: of each name; their intervals stand behind each number, in place of the change.
+    """
+    columns = list(summaries.values())
+    first, last = columns[0], columns[-1]
+    changes = len(columns) > 1 and not measures
+    lines = []
+    for key, (label, share) in ROWS.items():
+        if key not in first:
+            continue
+        cells = []
+        for name, summary in summaries.items():
+            number, ends = summary_cell(summary[key], share, measures and measures[name][key])
+            cells.append(f"{number} {ends:>14}" if ends else number)
+        lines.append((label, cells + [change(key, first[key], last[key])] * changes))
+    width = max(25 if measures else 12, *(len(name) + 2 for name in summaries))
+    heads, widths = [*summaries] + ["change"] * changes, [width] * len(columns) + [12] * changes
+    note = (
+        f"{first['problems']} problems x {first['samples']} samples; numbers, stop words and "
+        f"symbols by spaCy, {describe_spacy(pipeline)}"
+    )
+    return f"{note}\n{columns_of(lines, heads, label_width=24, widths=widths)}"
+
+
+def change(key: str, before: float, after: float) -> str:
+    """In points for shares of samples, else relative; "" where the number before is 0."""
+    if "pass@" in key or key in ("truncated", "no_delimiter"):
+        return f"{100 * (after - before):+.1f} pts"
+    return f"{(after - before) / before:+.0%}" if before else ""
+
+
+def headline(name: str, measures: dict[str, dict]) -> str:
+    """What is known of an arm first, in a line."""
+    passes = [key for key in measures if key.startswith("pass@")]
+    parts = [f"{key} {100 * measures[key]['value']:.1f}%" for key in passes]
+    return f"{name}: {', '.join(parts)}, {measures['tokens']['value']:.1f} tokens per trace"
+
+
+# ------------------------------------------------------------------------------------ faithfulness
+
+
+def reliance_rows(arms: dict[str, dict[str, dict]]) -> list[Line]:
+    """How far each arm relies on its reasoning; arms: name -> measures."""
+    labels = RELIANCE | {
+        f"same answer at {fraction:.0%}": f"  same answer at {fraction:.0%} of it"
+        for fraction in FRACTIONS[:-1]
+    }
+    return [
+        (label, [cell(measures.get(key)) for measures in arms.values()])
+        for key, label in labels.items()
+    ]
+
+
+def reliance_table(arms: dict[str, dict[str, dict]]) -> str:
+    return columns_of(reliance_rows(arms), list(arms), "reliance on the reasoning")
+
+
+def map_rows(measures: dict[str, dict]) -> tuple[list[str], list[Line]]:
+    """Whether each ranking of an arm is right: heads and lines, none without a correct trace."""
+    rankings = [key.partition("/")[2] for key in measures if key.startswith("comprehensiveness/")]
+    tests = [test for test in MAP_HEADS if any(key.startswith(f"{test}/") for key in measures)]
+    lines = [(name, [cell(measures.get(f"{test}/{name}")) for test in tests]) for name in rankings]
+    return [MAP_HEADS[test] for test in tests], lines
+
+
+def map_title(name: str, measures: dict[str, dict]) -> str:
+    for key, measure in measures.items():
+        if key.startswith("comprehensiveness/"):
+            return f"is the map right? {name}, {measure['questions']} traces"
+    return f"{name}: no correct trace, so no map to test"
+
+
+def map_note(measures: dict[str, dict]) -> str:
+    """What the areas leave out; "" where there are none."""
+    share = measures.get("unlabelled", {}).get("value")
+    if share is None:
+        return ""
+    return f"AUROC leaves out the {share:.1%} of characters that the parser does not know"
+
+
+def map_table(name: str, measures: dict[str, dict]) -> str:
+    heads, lines = map_rows(measures)
+    if not lines:
+        return map_title(name, measures)
+    text = columns_of(lines, heads, map_title(name, measures))
+    return f"{text}\n{map_note(measures)}".rstrip("\n")
+
+
+# ------------------------------------------------------------------------------- pairs of arms
+
+
+def difference_rows(result: dict) -> list[Line]:
+    """A pair of arms, compare_arms' result."""
+    own, matched = result["own"], result["matched"]["differences"]
+    labels = {key: label.strip() for key, (label, _) in ROWS.items()} | RELIANCE
+    for key in own:
+        if key.endswith(("/mask", "/attribution")) and "%" not in key and "auroc" not in key:
+            labels[key] = "map: " + key.replace("/", ", ")
+    return [
+        (label, [cell(own[key], True), cell(matched.get(key), True),
+                 str(matched.get(key, {}).get("questions", "-"))])
+        for key, label in labels.items() if key in own
+    ]  # fmt: skip
+
+
+def difference_table(before: str, after: str, result: dict, pipeline) -> str:
+    note = (
+        f"paired by question; numbers, stop words and symbols by spaCy, {describe_spacy(pipeline)}"
+    )
+    lines = difference_rows(result)
+    return f"{note}\n{columns_of(lines, DIFFERENCE_HEADS, f'{after} - {before}')}"

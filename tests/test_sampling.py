@@ -1,0 +1,223 @@
+"""Sampling against whole forward passes: the caches give their logits, generate their samples."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lab.run.sampling import Prefill, RolloutCache, choose, generate
+from tests import tiny
+from tests.tiny import next_logits
+
+PROMPTS = tiny.ids(1, 3, 6, 1, 4)
+
+
+def sample_slowly(model, prompt, limit, seed, temperature=1.0, eos=()):
+    """One completion by the textbook: the first token whose cumulative probability exceeds u."""
+    uniforms, completion = np.random.default_rng(seed).random(limit), []
+    for u in uniforms:
+        logits = next_logits(model, prompt + completion).numpy()
+        if temperature == 0:
+            token = int(logits.argmax())
+        else:
+            weights = np.exp((logits - logits.max()) / temperature)
+            token, below = 0, weights[0] / weights.sum()
+            while u >= below:
+                token += 1
+                below += weights[token] / weights.sum()
+        completion.append(token)
+        if token in eos:
+            break
+    return completion
+
+
+# Sampling
+
+
+def test_greedy_is_the_argmax_of_full_forwards():
+    model = tiny.llama()
+    sampled = generate(model, PROMPTS, 12, temperature=0)
+    assert sampled == [sample_slowly(model, prompt, 12, 0, temperature=0) for prompt in PROMPTS]
+    assert len({tuple(row) for row in sampled}) == 4
+    assert generate(model, PROMPTS, 12, temperature=0, seed=9) == sampled
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
+def test_samples_are_the_inverse_distribution_function_at_the_seeds_uniforms(temperature):
+    model = tiny.llama()
+    sampled = generate(model, PROMPTS, 10, temperature=temperature, seed=3)
+    expected = [
+        sample_slowly(model, prompt, 10, (3, row), temperature)
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert sampled == expected
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    model = tiny.llama()
+    seeds = [(7, 0), 11, (7, 2, 5), 13]
+    together = generate(model, PROMPTS, 20, seed=seeds, eos_ids=[5, 9])
+    backward = generate(model, PROMPTS[::-1], 20, seed=seeds[::-1], eos_ids=[5, 9])
+    assert backward[::-1] == together
+    for prompt, seed, expected in zip(PROMPTS, seeds, together, strict=True):
+        assert generate(model, [prompt], 20, seed=[seed], eos_ids=[5, 9]) == [expected]
+    assert generate(model, PROMPTS, 20, seed=7)[0] == generate(model, PROMPTS[:1], 20, seed=7)[0]
+
+
+def test_equal_prompts_draw_different_samples():
+    model = tiny.llama()
+    group = generate(model, [PROMPTS[0]] * 4 + [PROMPTS[1]] * 4, 10, seed=2)
+    assert len({tuple(row) for row in group}) == 8
+    prompts = [PROMPTS[0]] * 4 + [PROMPTS[1]] * 4
+    for row, (prompt, sampled) in enumerate(zip(prompts, group, strict=True)):
+        assert sampled == sample_slowly(model, prompt, 10, (2, row))
+
+
+def test_rows_that_end_at_very_different_times():
+    # Frequent stop tokens and 16 rows: the batch shrinks more than once on the way.
+    model, counts, sizes, eos = tiny.llama(), [], [], [3, 14]
+    prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
+    hook = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    sampled = generate(model, prompts, 48, seed=4, eos_ids=eos, progress=counts.append)
+    hook.remove()
+    expected = [sample_slowly(model, p, 48, (4, row), eos=eos) for row, p in enumerate(prompts)]
+    assert sampled == expected
+    assert len(counts) > 2 and sum(counts) == 16
+    sizes = sizes[1:]  # the first read the prompts
+    assert sizes[0] == 16 and sizes[-1] <= 4 and sizes == sorted(sizes, reverse=True)
+    # Asked for at every eighth token alone: a GPU waits for each question.
+    assert all(a == b for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)) if n % 8 != 6)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 8, 9, 16, 17, 30])
+def test_stop_token_is_kept_and_last_and_the_limit_cuts(limit):
+    size = 25  # after token i always i + 1, and 24 stops
+    chain = [[50.0 if j == i + 1 else 0.0 for j in range(size)] for i in range(size)]
+    starts = [23, 20, 16, 15, 14, 8, 0, 0]
+    sampled = generate(tiny.bigram(chain), [[s] for s in starts], limit, eos_ids=[24, 99])
+    assert sampled == [list(range(s + 1, 25))[:limit] for s in starts]
+    without = generate(tiny.bigram(chain), [[20]], 4, eos_ids=[])
+    assert without == [[21, 22, 23, 24]]
+
+
+def test_progress_counts_every_row_once():
+    counts = []
+    chain = [[50.0 if j == i + 1 else 0.0 for j in range(25)] for i in range(25)]
+    prompts = [[23], [20], [15], [3], [0]]
+    generate(tiny.bigram(chain), prompts, 30, eos_ids=[24], progress=counts.append)
+    assert sum(counts) == 5 and len(counts) > 1
+
+
+def test_no_prompts_no_tokens_and_wrong_seeds():
+    model = tiny.llama()
+    assert generate(model, [], 5) == []
+    assert generate(model, PROMPTS, 0) == [[], [], [], []]
+    for seeds in ([1, 2, 3], [], [1] * 5):
+        with pytest.raises(ValueError, match=f"{len(seeds)} seeds for 4 prompts"):
+            generate(model, PROMPTS, 5, seed=seeds)
+
+
+def test_sampling_leaves_the_model_alone():
+    model = tiny.llama()
+    generate(model, PROMPTS, 5)
+    assert tiny.same_weights(model, tiny.llama())
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24, 1.0])
+def test_a_token_of_probability_zero_is_never_chosen(uniform):
+    # 1.0 is what a draw within 2**-25 of one becomes in float32.
+    logits = torch.tensor([[-torch.inf, 0.3, 0.1, -torch.inf, 0.2, -torch.inf]])
+    assert choose(logits, torch.tensor([uniform]), 1.0).item() in (1, 2, 4)
+
+
+# The caches
+
+RAGGED = tiny.ids(1, 4, 7, 1)
+GROUPS = [1, 0, 1, 2, 1, 0]  # which prompt each rollout starts from: uneven, and in no order
+
+
+@torch.no_grad()
+def test_each_distinct_prompt_is_read_once():
+    model, read = tiny.llama(), []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape))
+    prefill = Prefill(model, [RAGGED[n] for n in GROUPS])
+    assert read == [(3, 7)]
+    rows = prefill.index_of([RAGGED[n] for n in GROUPS])
+    assert [prefill.lengths[row].item() for row in rows] == [len(RAGGED[n]) for n in GROUPS]
+    for number, row in zip(GROUPS, rows, strict=True):
+        expected = next_logits(model, RAGGED[number])
+        torch.testing.assert_close(prefill.logits[row].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_what_was_not_read_or_is_empty_is_refused():
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        Prefill(tiny.llama(), [[1], []])
+    with pytest.raises(KeyError):
+        Prefill(tiny.llama(), [[1]]).index_of([[2]])
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, tiny.ids(2, 5, 5, 5)], ids=["ragged", "even"])
+@pytest.mark.parametrize("groups", [GROUPS, [0, 0, 1, 1, 2, 2], [0, 1, 2]])
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_decoding_equals_the_whole_sequence(prompts, groups, layers):
+    model = tiny.llama(num_hidden_layers=layers)
+    rows = [
+        prompts[n] + own for n, own in zip(groups, tiny.ids(3, *[9] * len(groups)), strict=True)
+    ]
+    starts = torch.tensor([len(prompts[n]) for n in groups])
+    starting = [prompts[n] for n in groups]
+    cache = RolloutCache(Prefill(model, starting), starting, room=9)
+    left = torch.arange(len(groups))
+    for step in range(9):
+        if step == 3:  # some end: what is left goes on, in another order
+            keep = torch.tensor([2, 0, 1][: len(groups) - 1])
+            cache.select(keep)
+            left = left[keep]
+        token = torch.tensor([[rows[n][starts[n] + step]] for n in left])
+        logits = model(token, cache=cache, positions=starts[left, None] + step)
+        assert logits.shape == (len(left), 1, 64)
+        for n, row_logits in zip(left.tolist(), logits[:, 0], strict=True):
+            expected = next_logits(model, rows[n][: starts[n] + step + 1])
+            torch.testing.assert_close(row_logits.double(), expected, atol=1e-5, rtol=0)
+    assert cache.length == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_the_softmax_of_a_half_precision_model_is_float32(dtype):
+    model, entered = tiny.llama(dtype=dtype), []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._softmax.default:
+                entered.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    prefill = Prefill(model, [RAGGED[1]] * 2)
+    cache = RolloutCache(prefill, [RAGGED[1]] * 2, room=2)
+    with Record():
+        logits = model(torch.tensor([[1], [2]]), cache=cache, positions=torch.tensor([[7], [7]]))
+    assert logits.dtype == dtype
+    assert entered == [torch.float32] * 2  # one a layer
+
+
+def test_a_group_shares_its_prompts_memory():
+    model = tiny.llama()
+    prompts = [RAGGED[1]] * 8
+    prefill = Prefill(model, prompts)
+    assert [key.shape for key in prefill.keys] == [(1, 2, 7, 8)] * 2
+    cache = RolloutCache(prefill, prompts, room=3)
+    assert [key.shape for key in cache.keys] == [(1, 2, 8, 3, 8)] * 2
+    assert all(a is b for a, b in zip(cache.prompt_keys, prefill.keys, strict=True))
+
+
+def test_prompts_without_rollouts_left_are_let_go():
+    starting = [RAGGED[n] for n in GROUPS]  # of 7, 4, 7, 1, 7 and 4 tokens
+    cache = RolloutCache(Prefill(tiny.llama(), starting), starting, room=3)
+    assert cache.keys[0].shape[:3] == (3, 2, 3) and cache.padding_bias.shape == (3, 7)
+    cache.select(torch.tensor([0, 4, 3]))  # two of 7 tokens, one of 1
+    assert cache.keys[0].shape[:3] == cache.values[1].shape[:3] == (2, 2, 2)
+    assert cache.prompt_keys[1].shape[0] == cache.prompt_values[0].shape[0] == 2
+    assert cache.padding_bias.isinf().sum(1).tolist() == [0, 6]
