@@ -52,18 +52,18 @@ def whole_folder(directory, replaces=lambda name: False):
         raise ValueError(f"{directory} is in use as the current directory; save to another folder")
     part, old = directory.parent / f".{directory.name}.atmanrl-new", set_aside(directory)
 
-    def move_over() -> None:
-        for entry in old.iterdir():
-            if not replaces(entry.name) and not os.path.lexists(directory / entry.name):
-                os.rename(entry, directory / entry.name)
-        shutil.rmtree(old)
+    def recover() -> None:  # an old folder that is left goes back, or its files move over
+        if old.exists() and not directory.exists():
+            os.rename(old, directory)
+        elif old.exists():
+            for entry in old.iterdir():
+                if not replaces(entry.name) and not os.path.lexists(directory / entry.name):
+                    os.rename(entry, directory / entry.name)
+            shutil.rmtree(old)
 
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        if old.exists() and not directory.exists():  # a kill left it so
-            os.rename(old, directory)
-        elif old.exists():
-            move_over()
+        recover()
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     except OSError as error:
@@ -83,12 +83,10 @@ def whole_folder(directory, replaces=lambda name: False):
         os.rename(part, directory)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        if old.exists() and not directory.exists():
-            os.rename(old, directory)
+        recover()
         raise
     sync(directory.parent)
-    if old.exists():
-        move_over()
+    recover()
 
 
 def set_aside(directory: Path) -> Path:

@@ -35,20 +35,17 @@ def sentence_pattern() -> re.Pattern:
         "place": "|".join(wordings.PLACES),
     }
     templates = [*wordings.DISTRACTORS, *wordings.OPENINGS, *wordings.BETWEEN, *wordings.CLOSINGS]
-    templates += [*wordings.ASIDE, wordings.PART, wordings.CHECK]
+    templates += [*wordings.ASIDE, *wordings.PART, *wordings.CHECK]
     for domain in wordings.DOMAINS.values():
-        templates += [*domain.start, *sum(domain.ops.values(), []), domain.state]
+        told = domain.templates.items()
+        templates += [template for kind, of in told if kind != "question" for template in of]
 
-    def token_pattern(token: str) -> str:
-        if token.startswith("{"):
-            return f"(?:{slots[token[1:-1]]})"
-        return {"[": "(?:", "]": ")", "|": "|"}.get(token) or re.escape(token)
+    def pattern_of(template: str) -> str:
+        escaped = re.escape(wordings.expand(template))
+        escaped = escaped.replace(r"\[", "(?:").replace(r"\]", ")").replace(r"\|", "|")
+        return re.sub(r"\\{(\w+)\\}", lambda slot: f"(?:{slots[slot[1]]})", escaped)
 
-    patterns = [
-        "".join(map(token_pattern, re.split(r"(\{\w+\}|[\[\]|])", wordings.expand(template))))
-        for template in templates
-    ]
-    return re.compile("|".join(patterns))
+    return re.compile("|".join(map(pattern_of, templates)))
 
 
 KNOWN_SENTENCE = sentence_pattern()
@@ -59,11 +56,10 @@ def label_characters(reasoning: str, answer: str) -> list[int]:
 
     answer: the number that the trace ended in; with any other text nothing computes.
 
-    The equations are read backwards. An equation computes if its result is the answer or an operand
-    of a computing equation after it, whether or not its arithmetic is right. Of several equations
-    with the same result, each one before the use computes, and one after the use does not. Only the
-    equation itself computes, without the sentence around it or its full stop. Every other character
-    decorates where a template could have written its sentence. Labels of white space mean nothing.
+    An equation computes if its result is the answer or an operand of a computing equation after it,
+    whether or not its arithmetic is right. Only the equation itself computes, without the sentence
+    around it or its full stop. Every other character decorates where a template could have written
+    its sentence. Labels of white space mean nothing.
     """
     labels = [UNRECOGNISED] * len(reasoning)
     for sentence in SENTENCE.finditer(reasoning):
@@ -73,8 +69,7 @@ def label_characters(reasoning: str, answer: str) -> list[int]:
     for equation in reversed(list(EQUATION.finditer(reasoning))):
         operands, result = equation_values(equation[0])
         label = COMPUTING if result in wanted else DECORATING
-        if label == COMPUTING:
-            wanted |= operands
+        wanted |= operands if label == COMPUTING else set()
         labels[equation.start() : equation.end()] = [label] * len(equation[0])
     return labels
 

@@ -102,12 +102,20 @@ def evaluate(checkout: Path, folder: Path) -> None:
 
 
 def study(checkout: Path, folder: Path) -> None:
-    """docs/study.md from the runs that are kept in this checkout's docs/study."""
-    new = (checkout / "lab/study").is_dir()
-    finish(launch(checkout, "-m", "lab.study.report" if new else "tests.study_report"))
-    shutil.copy(checkout / "docs/study.md", folder / "study.md")
+    """docs/study.md from the other checkout's docs: its kept runs, and its template's words."""
+    if checkout != HERE:
+        module = "lab.study.report" if (checkout / "lab/study").is_dir() else "tests.study_report"
+        finish(launch(checkout, "-m", module))
+        shutil.copy(checkout / "docs/study.md", folder / "study.md")
+        return
+    docs = folder / "docs"
+    shutil.copytree(OTHER[0] / "docs", docs)
+    program = f"import pathlib, lab.study.report as r; r.report(pathlib.Path({str(docs)!r}))"
+    finish(launch(checkout, "-c", program))
+    (docs / "study.md").rename(folder / "study.md")
 
 
+OTHER = []  # the checkout to compare with
 CHECKS = {"train": train, "two": two, "resume": resume, "evaluate": evaluate, "study": study}
 
 
@@ -155,6 +163,7 @@ def main() -> None:
     parser.add_argument("--only", choices=CHECKS, nargs="+", default=list(CHECKS))
     args = parser.parse_args()
     failed = 0
+    OTHER.append(args.checkout.resolve())
     with tempfile.TemporaryDirectory() as place:
         for name in args.only:
             folders = []

@@ -229,7 +229,6 @@ def test_index_may_only_name_files_beside_it(tmp_path, name):
             {"rope_scaling": tiny.LLAMA3 | {"factor": "8"}},
             "factor must be a number above 0, not '8'",
         ),
-        ({"rope_scaling": tiny.LLAMA3 | {"high_freq_factor": 1.0}}, "must be above low_freq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"intermediate_size": 1024}, "asks for"),

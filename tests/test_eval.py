@@ -17,9 +17,9 @@ from atman import MaskConfig
 from data import Problem, load_problems
 from data.tokenizer import Tokenizer
 from eval import sample_problems
-from lab.measure import arms, folder
+from lab.measure import arms, faithfulness, folder
 from lab.measure.arms import Checkpoint, blocks
-from lab.measure.folder import EvalFolder, depends_on, finite, new_folder
+from lab.measure.folder import EvalFolder, depends_on, new_folder
 from lab.run import sampling
 from lab.run.checkpoint import load_llama, save_llama
 from lab.run.suffix import learn_masks
@@ -150,9 +150,11 @@ def test_a_folder_of_results_is_never_taken_twice(tmp_path, monkeypatch):
     assert names == ["eval-now", "eval-now-2", "eval-now-3"]
 
 
-def test_results_hold_no_number_that_json_cannot():
+def test_results_hold_no_number_that_json_cannot(tmp_path):
     values = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "x"}}
-    assert finite(values) == {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": "x"}}
+    written = EvalFolder(tmp_path, {}).write(values)
+    assert written == {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": "x"}}
+    assert written == json.loads((tmp_path / "results.json").read_text())
 
 
 def touch(checkpoint, monkeypatch):
@@ -240,7 +242,7 @@ def two_arms(shaken, tmp_path_factory):
 
 
 def test_interrupted_and_resumed_the_results_are_the_same(shaken, two_arms, tmp_path, monkeypatch):
-    corruption, calls = evaluation.corruption, []
+    corruption, calls = faithfulness.corruption, []
 
     def interrupted_at_the_third_batch(*arguments):
         calls.append(1)
@@ -249,7 +251,7 @@ def test_interrupted_and_resumed_the_results_are_the_same(shaken, two_arms, tmp_
         return corruption(*arguments)
 
     cut = tmp_path / "cut"
-    monkeypatch.setattr(evaluation, "corruption", interrupted_at_the_third_batch)
+    monkeypatch.setattr(faithfulness, "corruption", interrupted_at_the_third_batch)
     assert "interrupted; the same command goes on from here" in refused(*command(shaken, cut))
     assert not (cut / "results.json").exists()
     assert "--limit 3, this one has 4" in refused(*command(shaken, cut, "--limit", "4"))

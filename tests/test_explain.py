@@ -119,9 +119,9 @@ def test_attribution_of_sentences_sums_to_the_loss_recovered(micro):
     settings = in_steps(40, saliency="attribution")
     (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION, "24", REASONING)], settings)
     recovered = heat_map.losses[0] - heat_map.losses[-1]
-    sentences = heat.sentences(heat_map)
+    sentences, equations = heat.stretches(heat_map).values()
     assert sum(unit.saliency for unit in sentences) == pytest.approx(recovered, rel=0.1)
-    assert [unit.text for unit in heat.equations(heat_map)] == ["2 * 6 = 12", "12 + 12 = 24"]
+    assert [unit.text for unit in equations] == ["2 * 6 = 12", "12 + 12 = 24"]
 
 
 def test_a_question_is_explained_alike_alone_and_in_company(micro):
@@ -269,7 +269,7 @@ def test_a_run_is_a_name_too_and_its_checkpoint_is_no_other_model(tmp_path, caps
     printed = command(capsys, *arguments, "--compare", twin.parent, small=False)
     assert printed.count("checkpoint ") == 2
     again = refused(capsys, *arguments, "--compare", run / "checkpoint")
-    assert f"--compare {run / 'checkpoint'}: the same as --model" in again
+    assert f"--model {run}: the same checkpoint as {run / 'checkpoint'}; name another" in again
 
 
 def test_the_same_seed_gives_the_same_trace_and_another_another(micro):
@@ -303,7 +303,7 @@ def test_colour_is_for_terminals_without_no_color(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    heat_map = heat.HeatMap("m", "q", "mask", [], [heat.Piece(1, "x")], [], [], [], "", [0.5])
+    heat_map = heat.HeatMap("m", "q", "mask", [heat.Piece(1, "x")], [0.5])
     explain.show([[heat_map]], "mask")
     assert ("\x1b[" in capsys.readouterr().out) == coloured
 
@@ -311,7 +311,7 @@ def test_colour_is_for_terminals_without_no_color(
 def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    explain.show([[heat.HeatMap("é", "→ 👍", "mask", *[[]] * 5, "")]], "mask")
+    explain.show([[heat.HeatMap("é", "→ 👍", "mask", [])]], "mask")
     assert b"\\u2192 \\U0001f44d" in out.buffer.getvalue()
     monkeypatch.chdir(tmp_path)
     explain.write("--html", "é.html", "page")
@@ -324,12 +324,12 @@ def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
         (["--model", "nowhere", "--question", "Why?"], "error: --model nowhere"),
         ([*SMALL, "--question", "Why?", "--compare", "nowhere"], "error: --compare nowhere"),
         ([*SMALL, "--question", " "], "error: --question: needs text"),
-        ([*SMALL], "--question"),
-        ([*SMALL, "--question", "Why?", "--questions", "file"], "--questions"),
+        ([*SMALL], "give one of --question and --questions"),
+        ([*SMALL, "--question", "Why?", "--questions", "file"], "give one of --question and"),
         ([*SMALL, "--questions", "nowhere.txt"], "--questions nowhere.txt: cannot be read"),
         ([*SMALL, "--questions", "."], "--questions .: cannot be read"),
         ([*SMALL, "--questions", "README.md", "--answer", "8"], "go with --question"),
-        ([*SMALL, "--question", "Why?", "--reasoning", "So."], "--reasoning without --answer"),
+        ([*SMALL, "--question", "Why?", "--reasoning", "So."], "--reasoning: needs an answer"),
         ([*SMALL, "--question", "Why?", "--reasoning", " ", "--answer", "8"], "--reasoning: needs"),
         ([*SMALL, "--question", "Why?", "--answer", ""], "--answer: needs text"),
         ([*SMALL, "--question", "Why?", "--answer", ","], "--answer: give a number"),
@@ -337,13 +337,13 @@ def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
             [*SMALL, "--question", "Why?", "--reasoning", "a ##### 8", "--answer", "8"],
             "--reasoning: holds the delimiter",
         ),
-        ([*SMALL, "--question", "Why?", "--html", "."], "--html .: is a folder"),
-        ([*SMALL, "--question", "Why?", "--json", "no/x"], "--json no/x: there is no folder"),
+        ([*SMALL, "--question", "Why?", "--html", "."], "--html .: name a file"),
+        ([*SMALL, "--question", "Why?", "--json", "no/x"], "--json no/x: name a file, in a folder"),
         ([*SMALL, "--question", "Why?", "--json", "x", "--html", "./x"], "--json x: the same file"),
-        ([*SMALL, "--question", "Why?", "--compare", ROOT / "data/micro"], "the same as --model"),
+        ([*SMALL, "--question", "Why?", "--compare", ROOT / "data/micro"], "the same checkpoint"),
         (
             [*SMALL, "--question", "Why?", "--compare", f"{ROOT}/data/../data/micro/"],
-            "the same as --model",
+            "the same checkpoint",
         ),
         ([*SMALL, "--questions", "x", "--json", "./x"], "--json ./x: the same file as --questions"),
         ([*SMALL, "--questions", "x", "--html", "x"], "--html x: the same file as --questions"),
@@ -367,7 +367,7 @@ def test_bad_input_gets_a_sentence(arguments, named, monkeypatch, capsys, tmp_pa
     [
         (b"", "holds no question"),
         (b"\n \n", "holds no question"),
-        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"\xff\xfe", "cannot be read as UTF-8 text"),
         (b'{"question": "Why?"}\n{"question": \n', "line 2: is not valid JSON"),
         (b'{"question": "Why?"}\nWhy?\n', "line 2: is not valid JSON"),
         (b'\n{"answer": 5}', "line 2: question: needs text"),

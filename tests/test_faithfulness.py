@@ -64,7 +64,7 @@ def planted(tokenizer):
         assert all(rollout.trace.valid for rollout in rollouts)
         moved = knockout(model, tokenizer, rollouts)
         erased = Erased(model, tokenizer, rollouts)
-        losses = erasure(erased, rollouts, rankings(model, tokenizer, rollouts, MAPS, erased))
+        losses = erasure(erased, rankings(erased, MAPS))
         curves = truncation(model, tokenizer, rollouts)
         means[kind] = {
             "curve": np.mean(curves, 0),
@@ -222,13 +222,13 @@ def test_comprehensiveness_and_sufficiency_by_hand(tokenizer):
     worth = np.array([0, 0.5, 0, 0, 0.3, 0, 0, 0.1, 0, 0])
 
     class Planted:
+        rollouts = [rollout_of(split_trace(list(range(10)), tokenizer), "1")]
+
         def logprobs(self, variants):
             return np.log([1e-9 + worth[~hidden].sum() for _, hidden in variants])
 
-    trace = split_trace(list(range(10)), tokenizer)
-    rollout = rollout_of(trace, "1")
-    assert len(trace.reasoning) == 10
-    (row,) = erasure(Planted(), [rollout], [{"right": worth, "wrong": -worth}])
+    assert len(Planted.rollouts[0].trace.reasoning) == 10
+    (row,) = erasure(Planted(), [{"right": worth, "wrong": -worth}])
     assert row["probability"] == pytest.approx(0.9)
     # 1%, 5% and 10% of ten tokens are one token, 20% two, 50% five
     assert row["comprehensiveness"]["right"] == pytest.approx([0.5, 0.5, 0.5, 0.8, 0.9])
@@ -345,7 +345,7 @@ def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatc
 
 def test_recency_ranks_later_tokens_higher(micro, tokenizer):
     model, rollouts = micro
-    (row,) = rankings(model, tokenizer, rollouts[:1], {}, Erased(model, tokenizer, rollouts[:1]))
+    (row,) = rankings(Erased(model, tokenizer, rollouts[:1]), {})
     length = len(rollouts[0].trace.reasoning)
     assert row["recency"].argmax() == length - 1 and (np.diff(row["recency"]) > 0).all()
     last = top_tokens(row["recency"], np.random.default_rng(0))[0]

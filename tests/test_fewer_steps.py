@@ -13,7 +13,6 @@ from data.traces import Rollout, reasoning_spans, split_trace
 from lab.study.fewer_steps import (
     kendall,
     label_auroc,
-    loss_alone,
     pooled_auroc,
     ranks,
     spearman,
@@ -107,8 +106,3 @@ def test_rules_go_as_far_as_the_papers():
     # after as much of the path as little is left of the first gradient
     betas = MaskConfig.in_steps(20, path_memory=True).betas
     assert [beta**20 for beta in betas] == pytest.approx([0.6**200, 0.9999**200])
-
-
-def test_loss_alone_is_the_first_loss():
-    rewards = loss_alone([6.0], [4])
-    assert (rewards["sum"].tolist(), rewards["mean"].tolist()) == ([6.0], [1.5])

@@ -104,22 +104,22 @@ def test_sums_and_means_by_hand():
     values = [0.5, 0.25, -0.125, 1.0, 0.0, 0.0625, 2.0, -1.0]
     summed = heat_map(tokens, values, "attribution")
     # The special token stands with the full stop before it, the one without text with "Yes".
-    assert [(u.text, u.tokens, u.saliency) for u in heat.sentences(summed)] == [
+    sentences, equations = heat.stretches(summed).values()
+    assert [(u.text, u.tokens, u.saliency) for u in sentences] == [
         ("Now 1+1=2. ", [0, 1, 2, 3, 4, 5], 1.6875),
         ("Yes", [6, 7], 1.0),
     ]
-    assert [(u.text, u.tokens, u.saliency) for u in heat.equations(summed)] == [
-        ("1+1=2", [1, 2, 3], 1.125)
-    ]
-    assert sum(unit.saliency for unit in heat.sentences(summed)) == sum(values)
+    assert [(u.text, u.tokens, u.saliency) for u in equations] == [("1+1=2", [1, 2, 3], 1.125)]
+    assert sum(unit.saliency for unit in sentences) == sum(values)
     mean = heat_map(tokens, values, "mask")
-    assert [unit.saliency for unit in heat.sentences(mean)] == [0.28125, 0.5]
-    assert [unit.saliency for unit in heat.equations(mean)] == [0.375]
+    sentences, equations = heat.stretches(mean).values()
+    assert [unit.saliency for unit in sentences] == [0.28125, 0.5]
+    assert [unit.saliency for unit in equations] == [0.375]
     assert heat.strongest(mean) == ([6, 3, 0, 1, 5], [7, 2])
 
 
 def test_a_sentence_in_which_no_token_begins_has_no_number():
-    sentences = heat.sentences(heat_map([Piece(0, "A.\nB.")], [0.5]))
+    sentences = heat.stretches(heat_map([Piece(0, "A.\nB.")], [0.5]))["sentences"]
     assert sentences[0].saliency == 0.5 and math.isnan(sentences[1].saliency)
     assert heat.as_dict(heat_map([Piece(0, "A.\nB.")], [0.5]))["sentences"][1]["saliency"] is None
 

@@ -27,7 +27,8 @@ from data.micro_task import SPLITS, generate, load, trace_pieces, write_trace
 @pytest.fixture(scope="module")
 def problems():
     return {
-        split: load(split, count) for split, count in zip(SPLITS, (2000, 800, 400), strict=True)
+        split: list(load(split, count))
+        for split, count in zip(SPLITS, (2000, 800, 400), strict=True)
     }
 
 
@@ -72,7 +73,7 @@ def is_recognised(reasoning, answer):
 def test_a_problem_depends_on_split_and_index_alone():
     assert generate("heldout", 7) == generate("heldout", 7)
     assert generate("heldout", 7) != generate("heldout", 8)
-    assert load("hard", 5) == [generate("hard", index) for index in range(5)]
+    assert list(load("hard", 5)) == [generate("hard", index) for index in range(5)]
 
 
 def test_the_draws_stay_those_that_the_checkpoint_was_trained_on(problems):

@@ -80,11 +80,6 @@ def folder_with_own_tar(path):
 PLACES = [folder_itself, folder_above, folder_with_tar, folder_with_own_tar]
 
 
-def test_the_subjects():
-    assert len(mmlu.SUBJECTS) == len(set(mmlu.SUBJECTS)) == 57
-    assert list(mmlu.SUBJECTS) == sorted(mmlu.SUBJECTS)
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_load_from_data_dir(tmp_path, place):
     place(tmp_path)
@@ -121,12 +116,12 @@ def test_the_splits_of_the_commands(tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_missing_subjects_are_counted_and_others_taken(tmp_path, capsys):
-    write(tmp_path, {f"test/{subject}_test.csv": [SEA] for subject in mmlu.SUBJECTS})
+def test_missing_subjects_are_counted(tmp_path, capsys):
+    write(tmp_path, {f"test/s{number}_test.csv": [SEA] for number in range(57)})
     assert len(mmlu.load("test", tmp_path)) == 57
     assert capsys.readouterr().err == ""
-    (tmp_path / "test/virology_test.csv").rename(tmp_path / "test/knots_test.csv")
-    assert "knots" in {problem.subject for problem in mmlu.load("test", tmp_path)}
+    (tmp_path / "test/s7_test.csv").unlink()
+    assert len({problem.subject for problem in mmlu.load("test", tmp_path)}) == 56
     printed = capsys.readouterr().err
     assert printed == f"warning: {tmp_path} has 56 of MMLU's 57 subjects in test\n"
     write(tmp_path, {"auxiliary_train/race.csv": [SEA]})
@@ -231,7 +226,7 @@ def test_a_question_there_and_back(tmp_path):
     """Question to prompt, letter to a trace, gold letter to tokens: nothing lost."""
     tokenizer = Tokenizer.from_directory("data/micro")  # byte-level: no text is beyond it
     for problem in mmlu.load("test", write(tmp_path, FILES)):
-        message = mmlu.instruction(problem.question)
+        message = instruction("mmlu", problem.question)
         prompt = tokenizer.encode_prompt(message)
         assert message in tokenizer.decode(prompt) and prompt.count(tokenizer.bos_id) == 1
         for answer in ("{}", "({})", "{}.", "**{}**", "The answer is {}", "\\boxed{{{}}}"):
@@ -307,5 +302,5 @@ def test_a_cache_that_cannot_be_made_is_named(server, tmp_path):
 def test_the_published_files(split, count, capsys):
     problems = mmlu.load(split, os.environ["ATMANRL_MMLU_DIR"])
     assert len(problems) == count and capsys.readouterr().err == ""
-    assert {problem.subject for problem in problems} == set(mmlu.SUBJECTS)
+    assert len({problem.subject for problem in problems}) == mmlu.SUBJECTS
     assert len({problem.id for problem in problems}) == count

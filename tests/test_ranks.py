@@ -3,75 +3,45 @@ Run.together on a request to stop that comes to one rank of two (two processes).
 """
 
 import os
-import socket
-import subprocess
-import sys
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from lab.run import ranks
-from lab.run.ranks import Ranks
-
-ROOT = Path(__file__).parent.parent
-PROGRAM = """
-import os, sys, time
-from lab.run.ranks import Ranks
-
-ranks = Ranks.start("cpu")
-
-def body(name, failing):
-    with ranks.local_first():
-        if os.environ["LOCAL_RANK"] == "0":
-            time.sleep(0.5)  # time enough for the others to come first, if they did not wait
-        if ranks.rank == failing:
-            raise OSError("no such file")
-        with open(sys.argv[1], "a") as log:
-            log.write(f"{name} {ranks.rank}\\n")
-
-body("well", failing=None)
-ranks.gather([])
-try:
-    body("ill", failing=2)
-except (ValueError, OSError) as error:
-    print(error)
-ranks.stop()
-"""
+from lab.run.ranks import Interrupted, Ranks, Stop
+from lab.run.session import Run
+from tests.commands import run_ranks
 
 
-def run_ranks(count: int, program: str, *arguments) -> list[str]:
-    """What each of `count` processes prints, two on each machine; all must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(count)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank % 2)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+def take_turns(log) -> None:
+    """Twice in turn, where the second time rank 2 of 4 fails."""
+    ranks = Ranks.start("cpu")
+
+    def body(name, failing):
+        with ranks.local_first():
+            if os.environ["LOCAL_RANK"] == "0":
+                time.sleep(0.5)  # time enough for the others to come first, if they did not wait
+            if ranks.rank == failing:
+                raise OSError("no such file")
+            with open(log, "a") as file:
+                file.write(f"{name} {ranks.rank}\n")
+
+    body("well", failing=None)
+    ranks.gather([])
     try:
-        outputs = [process.communicate(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * count, outputs
-    return [output for output, _ in outputs]
+        body("ill", failing=2)
+    except (ValueError, OSError) as error:
+        print(error)
+    ranks.stop()
 
 
 def test_a_machines_first_rank_goes_first_and_its_failure_ends_all(tmp_path):
     log = tmp_path / "log"
-    outputs = run_ranks(4, PROGRAM, log)
+    outputs = run_ranks(4, take_turns, log, folder=tmp_path)
     lines = log.read_text().splitlines()
     assert set(lines[:2]) == {"well 0", "well 2"} and set(lines[2:4]) == {"well 1", "well 3"}
     assert lines[4:] == ["ill 0"]  # which could not know; nobody's turn came after that
@@ -85,39 +55,36 @@ def test_one_process_has_nobody_to_wait_for():
     assert done
 
 
-SIGNALLED = """
-import os, signal
-from lab.run.ranks import Interrupted, Ranks, Stop
-from lab.run.session import Run
+def be_signalled() -> None:
+    """A signal comes to rank 0 once what it has to say is settled."""
+    run = Run.__new__(Run)  # its other fields serve a run's folder
+    run.ranks, run.stop = Ranks.start("cpu"), Stop()
+    gather = Ranks.gather
 
-run = Run.__new__(Run)  # its other fields serve a run's folder
-run.ranks, run.stop = Ranks.start("cpu"), Stop()
-gather = Ranks.gather
+    def signalled(self, mine):
+        Ranks.gather = gather
+        if self.rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return gather(self, mine)
 
-def signalled(self, mine):  # what this rank has to say is settled, and then the signal comes
-    Ranks.gather = gather
-    if self.rank == 0:
+    Ranks.gather = signalled
+    for turn in range(3):
+        try:
+            with run.together():
+                pass
+        except Interrupted:
+            print("interrupted in turn", turn)
+            break
+    if run.ranks.rank == 1:  # the same request, which reaches this rank as it saves
         os.kill(os.getpid(), signal.SIGTERM)
-    return gather(self, mine)
-
-Ranks.gather = signalled
-for turn in range(3):
-    try:
-        with run.together():
-            pass
-    except Interrupted:
-        print("interrupted in turn", turn, flush=True)
-        break
-if run.ranks.rank == 1:  # the same request, which reaches this rank as it saves
-    os.kill(os.getpid(), signal.SIGTERM)
-print("saved")
-run.ranks.stop()
-"""
+    print("saved")
+    run.ranks.stop()
 
 
-def test_a_signal_that_comes_while_ranks_agree_is_not_lost_and_ends_none_of_them():
+def test_a_signal_that_comes_while_ranks_agree_is_not_lost_and_ends_none_of_them(tmp_path):
     """It counts at the next look, and another rank's own first signal is not the second."""
-    assert run_ranks(2, SIGNALLED) == ["interrupted in turn 1\nsaved\n"] * 2
+    said = run_ranks(2, be_signalled, folder=tmp_path)
+    assert said == ["interrupted in turn 1\nsaved\n"] * 2
 
 
 def test_ranks_meet_anew_in_a_store_that_others_have_left(monkeypatch):

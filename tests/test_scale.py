@@ -1,16 +1,12 @@
 """Training that scales out: ranks, ZeRO-1, micro-batches and half precision change no result, and
 what is not finite changes no weight. That several processes sample and learn what one does is also
-in test_train.py, with two and five; tests/scaling.py measures it over more updates.
+in test_resume.py, with three; lab/study/scaling.py measures it over more updates.
 """
 
 import json
 import math
-import os
 import signal
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +25,9 @@ from lab.run.ranks import Ranks
 from lab.study import scaling
 from lab.study.scaling import apart
 from tests import tiny
+from tests.commands import ROOT, run_ranks
 from train import parse_args
 
-ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
 PROMPTS = tiny.ids(6, 3, 3, 6, 6, 1, 1, 4, 4)
 COMPLETIONS = tiny.ids(5, 4, 9, 2, 6, 1, 7, 3, 5)
@@ -78,9 +74,9 @@ def begun(ranks, zero, tensors=None, weights=None):
     return model, optimizer
 
 
-def work(folder: str) -> None:
+def work(folder) -> None:
     """What each of two processes does: leaves what it saw in files named by rank."""
-    ranks, folder = Ranks.start("cpu"), Path(folder)
+    ranks = Ranks.start("cpu")
     found = {}
     for name, zero in (("adamw", False), ("zero", True)):
         model, optimizer = begun(ranks, zero)
@@ -120,24 +116,7 @@ def two_ranks(tmp_path_factory):
     stepped(model, optimizer, ALONE, 1)
     save_file(contiguous(model), folder / "alone weights.safetensors")
     save_file(gather_state(optimizer, model, ALONE), folder / "alone state.safetensors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "import sys, tests.test_scale as t; t.work(sys.argv[1])"]
-    processes = [
-        subprocess.Popen(
-            [*command, folder], env=common | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
+    run_ranks(2, work, folder, folder=folder)
     return lambda name, rank=0: load_file(folder / f"{name} {rank}.safetensors")
 
 
@@ -236,7 +215,8 @@ def trained(monkeypatch, tmp_path):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     small = (
         "--steps 3 --questions 2 --rollouts 4 --micro-batch 2 --mask-steps 1 --eval-problems 1 "
-        "--eval-samples 1 --eval-every 0 --device cpu --no-gate-saliency"  # scripted ones are wrong
+        "--eval-samples 1 --eval-every 0 --max-new-tokens 80 --device cpu "
+        "--no-gate-saliency"  # scripted ones are wrong
     )
 
     def run(*flags, name="run", resume=False):
@@ -290,26 +270,26 @@ def scripted(monkeypatch):
 
 def break_mask(script, monkeypatch, when):
     """The masks of a question are nan."""
-    optimize = train.optimize_masks
+    learn = train.learn_masks
 
-    def broken(model, batch, *rest):
-        masks = optimize(model, batch, *rest)
-        for row, prompt in enumerate(batch.prompts):
+    def broken(model, parts, *rest):
+        masks = learn(model, parts, *rest)
+        for row, (prompt, *_) in enumerate(parts):
             if when(script.update) and prompt == script.prompt:
                 masks.H[row] = math.nan
                 masks.attribution[row] = math.nan
         return masks
 
-    monkeypatch.setattr(train, "optimize_masks", broken)
+    monkeypatch.setattr(train, "learn_masks", broken)
 
 
 def break_reward(script, monkeypatch, when):
     """The first of a question's saliency rewards is infinite."""
-    saliency, optimize = train.rollout_saliency, train.optimize_masks
+    saliency, learn = train.rollout_saliency, train.learn_masks
 
-    def remembering(model, batch, *rest):
-        script.rows = [prompt == script.prompt for prompt in batch.prompts]
-        return optimize(model, batch, *rest)
+    def remembering(model, parts, *rest):
+        script.rows = [prompt == script.prompt for prompt, *_ in parts]
+        return learn(model, parts, *rest)
 
     def broken(*arguments, **keywords):
         rewards = saliency(*arguments, **keywords)
@@ -317,7 +297,7 @@ def break_reward(script, monkeypatch, when):
             rewards[script.rows.index(True)] = math.inf
         return rewards
 
-    monkeypatch.setattr(train, "optimize_masks", remembering)
+    monkeypatch.setattr(train, "learn_masks", remembering)
     monkeypatch.setattr(train, "rollout_saliency", broken)
 
 
@@ -498,15 +478,15 @@ def test_half_precision_samples_from_a_copy_and_trains_float32_weights(trained, 
     sampler = []
     monkeypatch.setattr(train, "sample_groups", collecting)
     monkeypatch.setattr(train, "update_policy", updating)
-    folder = trained("--precision", "bfloat16", "--steps", 2)
-    assert seen == [{torch.bfloat16}] * 2
+    folder = trained("--precision", "bfloat16", "--steps", 1, "--rollouts", 2)
+    assert seen == [{torch.bfloat16}]
     after = load_file(folder / "checkpoint/model.safetensors")
     before = load_file(ROOT / "data/micro/model.safetensors")
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     assert apart(after, before) > 1e-4
     # Steps below bfloat16's resolution are kept.
     assert any(not torch.equal(w, w.bfloat16().float()) for w in after.values())
-    assert [line["skipped"] for line in metrics(folder)] == [0, 0]
+    assert [line["skipped"] for line in metrics(folder)] == [0]
 
 
 @pytest.mark.parametrize(("rate", "status"), [(16.9, 1), (17.1, 0)])

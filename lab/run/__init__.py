@@ -7,6 +7,7 @@ hub.py         the name of a checkpoint -> its directory on this machine
 flags.py       a dataclass of settings as a command line
 command.py     train.py's command line: presets, --resume, --override, --dry-run
 plan.py        what a run would take, by arithmetic
+cost.py        the bytes and products behind plan.py, by arithmetic on a model's shape
 ranks.py       several processes as one, requests to stop, progress bars
 policy.py      the weights, AdamW and the sampler's copy on one of several ranks
 session.py     a run around its loop: when it evaluates, logs, saves and ends

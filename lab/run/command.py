@@ -43,10 +43,8 @@ def parse(kind, presets: dict[str, dict], description: str, arguments=None):
         parser.error(f"--world-size {world_size}: must be at least 1")
     if "steps" in given and "epochs" in given:
         parser.error("--steps and --epochs both say how long to train: give one")
-    if "steps" in given:
-        given["epochs"] = None
-    elif "epochs" in given:
-        given["steps"] = None
+    if "steps" in given or "epochs" in given:
+        given |= {key: None for key in ("steps", "epochs") if key not in given}
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not dry_run:
         if "out" not in given and resume in (None, "auto"):
             parser.error("torchrun --max-restarts needs --out: a restarted run looks there")
@@ -65,15 +63,12 @@ def parse(kind, presets: dict[str, dict], description: str, arguments=None):
 
 def parser_of(kind, presets, description: str):
     parser = flags.parser_of(kind, description, presets["paper"])
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would run, its memory and its time"
-    )
+    text = "print what would run, its memory and its time"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     text = "GPUs to plan for with --dry-run (default: torchrun's, else 8 for paper, 1 for micro)"
     parser.add_argument("--world-size", type=int, help=text)
-    text = (
-        "go on with the run in this folder, with its settings, from its last whole checkpoint; "
-        "auto: with the one in --out if there is one, else begin it"
-    )
+    text = "go on with the run in this folder, with its settings, from its last whole checkpoint; "
+    text += "auto: with the one in --out if there is one, else begin it"
     parser.add_argument("--resume", metavar="DIR", help=text)
     text = "settings in which a resumed run may differ from the saved ones, such as steps"
     parser.add_argument("--override", metavar="KEY", nargs="+", default=[], help=text)
@@ -83,8 +78,7 @@ def parser_of(kind, presets, description: str):
 def resumed(parser, kind, resume: str, given: dict, override: list[str], fresh: dict) -> dict:
     """The saved settings of the run to go on with, changed where --override allows it.
 
-    given: the flags of the command line.
-    fresh: the settings if there is no such run, which --resume auto may find.
+    given: the flags typed; fresh: the settings where --resume auto finds no run.
     """
     folder = Path(given["out"] if resume == "auto" else resume)
     if resume != "auto" and given.setdefault("out", resume) != resume:
@@ -94,35 +88,23 @@ def resumed(parser, kind, resume: str, given: dict, override: list[str], fresh: 
         if resume == "auto":
             return fresh
         parser.error(f"--resume {resume}: holds no run (no config.json)")
-    known = {entry.name: entry.type for entry in fields(kind)}
-    for key in override:
-        if key not in known:
-            parser.error(f"--override {key}: no such setting")
+    known = {entry.name for entry in fields(kind)}
+    if unknown := [key for key in override if key not in known]:
+        parser.error(f"--override {unknown[0]}: no such setting")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(saved, dict) or set(saved) != set(known):
+        if set(saved) != known:
             raise ValueError("not the settings of this version of train.py")
-        for name, wanted in known.items():
-            if not is_setting(saved[name], wanted):
-                raise ValueError(f"{name} is {json.dumps(saved[name])}")
     except (OSError, ValueError) as error:
         parser.error(f"--resume {resume}: {path} cannot be used ({error})")
     given = given | {"out": str(folder)}
     differing = [k for k in given if given[k] != saved[k] and k not in ("out", *override)]
     if differing:
         changes = ", ".join(f"{key} (saved {saved[key]}, now {given[key]})" for key in differing)
-        parser.error(
-            f"--resume {resume}: the run was started with other settings: {changes}; leave them "
-            f"out, or say --override {' '.join([*override, *differing])}"
-        )
+        advice = f"leave them out, or say --override {' '.join([*override, *differing])}"
+        reason = f"the run was started with other settings: {changes}; {advice}"
+        parser.error(f"--resume {resume}: {reason}")
     return saved | given
-
-
-def is_setting(value, kind) -> bool:
-    """May this value, read from JSON, be a setting of that type?"""
-    if isinstance(value, bool):  # to Python True is an int as well
-        return kind is bool
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(1.0, kind))
 
 
 @contextmanager

@@ -18,9 +18,8 @@ class Cost:
     """The costs of one shape; half: its forward passes are in bfloat16."""
 
     def __init__(self, shape: LlamaConfig, half: bool = False):
-        self.h, self.inner, self.layers = (
-            shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
-        )  # fmt: skip
+        self.h, self.inner = shape.hidden_size, shape.intermediate_size
+        self.layers = shape.num_hidden_layers
         self.heads, self.vocabulary = shape.num_attention_heads, shape.vocab_size
         self.q, self.kv = self.heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
         self.half, self.size = half, BFLOAT if half else FLOAT
@@ -41,8 +40,7 @@ class Cost:
         Prompts' columns count once a group of rows, and twice because they are copied when finished
         rows are dropped; own columns are there for the longest completion allowed from the start.
         """
-        groups, places = -(-rows // group), min(rows, group)
-        columns = groups * (2 * prompt + places * room)
+        columns = -(-rows // group) * (2 * prompt + min(rows, group) * room)
         return self.kv_cache(columns) + 4 * rows * self.vocabulary * FLOAT
 
     def policy_activations(self, rows: int, length: int, fused: bool, recompute=False) -> int:
@@ -91,8 +89,8 @@ class Cost:
         """
         columns, later_rows = prompt + own, (self.layers - 1) * own
         block_rows = later_rows + answer
-        narrow = self.layers * 2 * self.kv * columns
-        narrow += block_rows * (self.q + self.heads * columns + 3 * self.inner)
+        block = self.q + self.heads * columns + 3 * self.inner
+        narrow = self.layers * 2 * self.kv * columns + block_rows * block
         wide = (later_rows + block_rows) * (self.h + 2)
         wide += answer * (2 * self.h + 3 * self.vocabulary)
         return rows * (narrow * self.size + wide * FLOAT)

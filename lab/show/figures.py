@@ -11,14 +11,13 @@ reads none of its own markup ($ and _) in them.
 import functools
 import io
 import itertools
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from lab.measure.table1 import WORD_KINDS
 from lab.show.heat import LIGHT
-from lab.show.text import fold, visible
+from lab.show.text import fold, is_right_to_left, visible
 
 # Okabe and Ito's colours (their yellow darker, for a white ground), told apart in all common colour
 # blindness. An arm has a marker and a kind of line of its own as well.
@@ -27,54 +26,48 @@ ARM_MARKERS = "osD^vP*"
 ARM_LINES = ["-", "--", "-.", ":"]
 
 DPI = {True: 110, False: 180}  # of a wide figure; of a narrow one, because phones have finer pixels
-LINES, COLUMNS = 30, 46  # of a trace in Figures 3 to 5
-GAP = 3  # columns between two traces
+LINES, COLUMNS, GAP = 30, 46, 3  # of a trace in Figures 3 to 5, and columns between two traces
 ACROSS = 3  # traces beside each other
 FONT, FONT_SIZE = "DejaVu Sans Mono", 9
-CELL_WIDTH, CELL_HEIGHT = 5.42, 15  # points that a character of this font takes
-MARGIN = 10  # points around the text
-
-# ------------------------------------------------------------------------------------- matplotlib
-
-
-@functools.cache
-def plotting():
-    """pyplot without a screen. It is slow to import, so only a function that draws calls this."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
+CELL_WIDTH, CELL_HEIGHT, MARGIN = 5.42, 15, 10  # points: of this font's characters, around the text
 
 
 def own_style(draw):
     """Have a function draw with matplotlib's defaults, not a user's own, and read no markup."""
 
     @functools.wraps(draw)
-    def wrapped(*arguments, **options):
+    def wrapped(*arguments):
+        import matplotlib  # here, because it is slow to import and most commands draw nothing
+
         style = {"text.parse_math": False, "font.family": ["DejaVu Sans"], "text.usetex": False}
-        with plotting().rc_context():
-            plotting().rcdefaults()
-            plotting().rcParams.update(style)
-            return draw(*arguments, **options)
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(style)
+            return draw(*arguments)
 
     return wrapped
 
 
-def as_png(figure, dpi: int = 110) -> bytes:
+def new_figure(width: float, height: float, layout: str | None = "constrained"):
+    """A figure that needs no screen, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout=layout)
+
+
+def as_png(figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    plotting().close(figure)
     return buffer.getvalue()
 
 
 @functools.cache
 def glyphs(family: str) -> frozenset[int]:
-    """Characters that a font of matplotlib's can draw."""
+    """Characters that a font of matplotlib's can draw, and the line break."""
     from matplotlib import font_manager
 
-    return frozenset(font_manager.get_font(font_manager.findfont(family)).get_charmap())
+    font = font_manager.get_font(font_manager.findfont(family))
+    return frozenset(font.get_charmap()) | {ord("\n")}
 
 
 def drawable(text: str, family: str = "DejaVu Sans") -> str:
@@ -82,126 +75,116 @@ def drawable(text: str, family: str = "DejaVu Sans") -> str:
 
     So does a character that is written from right to left, because matplotlib would not turn it.
     """
-    with_glyph = glyphs(family)
 
-    def plain(character):
-        leftward = unicodedata.bidirectional(character) in ("R", "AL", "AN")
-        return character == "\n" or (ord(character) in with_glyph and not leftward)
+    def plain(character: str) -> bool:
+        return ord(character) in glyphs(family) and not is_right_to_left(character)
 
     return "".join(c if plain(c) else f"‹U+{ord(c):04X}›" for c in visible(text))
 
 
-def short(label: str, length: int = 40) -> str:
+def short(label: str, length: int) -> str:
     """One line of a figure: a long name keeps its end, because the end tells paths apart."""
     text = drawable(label).replace("\n", "")
     return text if len(text) <= length else f"{text[:4]}…{text[5 - length :]}"
 
 
-# ---------------------------------------------------------------------------- Figure 1: the masks
+def label_axis(axis, title: str, below: str, size: int = 8) -> None:
+    axis.set_title(title, fontsize=size + 1)
+    axis.set_xlabel(below, fontsize=size)
+    axis.tick_params(labelsize=size)
 
 
 @own_style
 def draw_masks(masks: dict[str, dict], wide: bool) -> bytes:
     """Figure 1: of each arm (label -> arms.follow_mask's row) three masks and the probability."""
-    removed = {}  # label -> shares of the suppression removed, one array a mask; nan is no entry
-    for label, row in masks.items():
-        start = row["masks"][0][0][0]
-        removed[label] = [1 - np.array(mask, float) / start for mask in row["masks"]]
-    limit = max(np.nanmax(np.abs(shares)) for arm in removed.values() for shares in arm) or 1
-    size = (11.5, 3 * len(masks)) if wide else (4.3, 4.6 * len(masks))
-    figure = plotting().figure(figsize=size, layout="constrained")
+    # Shares of the suppression removed: (masks, rows, columns) of each arm; nan is no entry.
+    removed = [1 - np.array(row["masks"], float) / row["masks"][0][0][0] for row in masks.values()]
+    limit = max(np.nanmax(np.abs(shares)) for shares in removed) or 1
+    width, height, shape = (11.5, 3, (1, 4)) if wide else (4.3, 4.6, (2, 2))
+    figure = new_figure(width, height * len(masks))
     panels = figure.subfigures(len(masks), 1, squeeze=False)[:, 0]
-    for panel, (label, row) in zip(panels, masks.items(), strict=True):
+    for panel, shares, (label, row) in zip(panels, removed, masks.items(), strict=True):
         panel.suptitle(short(label, 60 if wide else 34), fontsize=10, weight="bold")
-        axes = panel.subplots(*((1, 4) if wide else (2, 2))).flatten()
-        draw_one_mask(panel, axes, row, removed[label], limit, wide)
-        draw_probability(axes[3], row, wide)
-        for axis in axes:
-            axis.tick_params(labelsize=8)
+        axes = panel.subplots(*shape).flatten()
+        draw_one_mask(panel, axes, row, shares, limit, wide)
+        last = axes[3]
+        chances = np.array(row["probability"], float)
+        last.plot(chances, color=ARM_COLOURS[0])
+        for marker, steps in zip("osD", row["steps"], strict=True):
+            last.plot([steps], [chances[steps]], marker, color="#000000")
+        last.set(ylim=(-0.03, 1.03))
+        last.grid(alpha=0.3)
+        title = "probability of the answer" if wide else "P(answer)"
+        label_axis(last, title, "step of the mask")
     return as_png(figure, DPI[wide])
 
 
-def draw_one_mask(panel, axes, row: dict, removed: list, limit: float, wide: bool) -> None:
+def draw_one_mask(panel, axes, row: dict, removed, limit: float, wide: bool) -> None:
     """An arm's mask at three steps, and the scale of its colours."""
     from matplotlib.colors import LinearSegmentedColormap
 
     ends = "#a04a00", LIGHT["orange"], "#ffffff", LIGHT["blue"], "#0b3c74"
     colours = LinearSegmentedColormap.from_list("heat", ends).with_extremes(bad="#d9d9d9")
     rows, columns = row["size"]
+    look = {"cmap": colours, "vmin": -limit, "vmax": limit, "extent": (0, columns, rows, 0)}
     for n, (axis, steps, shares) in enumerate(zip(axes, row["steps"], removed, strict=False)):
-        image = axis.imshow(
-            shares, cmap=colours, vmin=-limit, vmax=limit, extent=(0, columns, rows, 0),
-            aspect="auto", interpolation="nearest",
-        )  # fmt: skip
-        axis.set_title("at c" if n == 0 else f"after {steps} steps", fontsize=9)
-        axis.set_xlabel("reasoning token", fontsize=8)
+        image = axis.imshow(shares, **look, aspect="auto", interpolation="nearest")
+        label_axis(axis, f"after {steps} steps" if n else "at c", "reasoning token")
         if n == 0 or not wide:
             axis.set_ylabel("seen from row", fontsize=8)
-    place = {"ax": axes[2]} if wide else {"ax": list(axes[2:]), "location": "bottom"}
-    bar = panel.colorbar(image, **place, shrink=0.9)
+    if wide:
+        bar = panel.colorbar(image, ax=axes[2], shrink=0.9)
+        bar.ax.yaxis.set_label_position("left")  # on the right it would seem to be the curve's
+    else:
+        bar = panel.colorbar(image, ax=list(axes[2:]), location="bottom", shrink=0.9)
     bar.set_label("suppression removed", fontsize=8)
-    if wide:  # on the other side it would seem to be the curve's
-        bar.ax.yaxis.set_label_position("left")
     bar.ax.tick_params(labelsize=8)
 
 
-def draw_probability(axis, row: dict, wide: bool) -> None:
-    """The probability of the answer over the steps of an arm's mask, the three shown marked."""
-    chances = np.array(row["probability"], float)
-    axis.plot(chances, color=ARM_COLOURS[0])
-    for marker, steps in zip(ARM_MARKERS, row["steps"], strict=False):
-        axis.plot([steps], [chances[steps]], marker, color="#000000")
-    axis.set(ylim=(-0.03, 1.03))
-    axis.set_title("probability of the answer" if wide else "P(answer)", fontsize=9)
-    axis.set_xlabel("step of the mask", fontsize=8)
-    axis.grid(alpha=0.3)
+def has_history(run: dict | None) -> bool:
+    return bool(run and (run["evals"] or run["updates"]))
 
 
-# --------------------------------------------------------------------------- Figure 2: the updates
-
-
-def evals_by_size(run: dict) -> tuple[list[list], list[list]]:
-    """A run's evals, in order: those of as many problems as its largest, and those of fewer.
+def evals_by_size(evals: list[list]) -> tuple[list[list], list[list]]:
+    """A run's evals in order: those of as many problems as its largest, and those of fewer.
 
     An eval that does not name its number of problems counts as large.
     """
-    evals = sorted(run["evals"])
-    largest = max((row[3] for row in evals if len(row) > 3), default=0)
-    return (
-        [row for row in evals if len(row) < 4 or row[3] == largest],
-        [row for row in evals if len(row) > 3 and row[3] < largest],
-    )
+    largest = max((row[3:] for row in evals), default=[])  # [problems], or [] where unknown
+    small = [row for row in sorted(evals) if row[3:] not in ([], largest)]
+    return [row for row in sorted(evals) if row not in small], small
 
 
 @own_style
 def draw_history(runs: dict[str, dict | None], wide: bool) -> bytes:
     """Figure 2: accuracy and mean length over the updates, the arms (label -> run) overlaid."""
-    shape, size = ((1, 2), (10.5, 4.2)) if wide else ((2, 1), (4.3, 7.0))
-    figure, axes = plotting().subplots(*shape, figsize=size, layout="constrained")
+    from matplotlib.lines import Line2D
+
+    figure = new_figure(*((10.5, 4.2) if wide else (4.3, 7.0)))
+    axes = figure.subplots(*((1, 2) if wide else (2, 1)))
     legend = []
     for n, (label, run) in enumerate(runs.items()):
-        if not run or not (run["evals"] or run["updates"]):
+        if not has_history(run):
             continue
         look = {"color": ARM_COLOURS[n % len(ARM_COLOURS)], "ls": ARM_LINES[n % len(ARM_LINES)]}
-        marker = ARM_MARKERS[n % len(ARM_MARKERS)]
-        legend.append(plotting().Line2D([], [], marker=marker, **look))
-        legend[-1].set_label(short(label, 48 if wide else 34))
-        for axis, column, shift in zip(axes, (1, 2), (1, 0), strict=True):
-            # A rollout's outcome is 0 or -1, so 1 more is its accuracy.
-            updates = [(row[0], row[column] + shift) for row in sorted(run["updates"])]
-            large, small = ([(row[0], row[column]) for row in rows] for rows in evals_by_size(run))
-            if updates:
-                axis.plot(*zip(*updates, strict=True), alpha=0.55, lw=1.2, **look)
-            if large:
-                axis.plot(*zip(*large, strict=True), marker=marker, ms=7, lw=2, **look)
-            if small:  # a line to these would join accuracies of different problems
-                hollow = look | {"ls": "", "mfc": "white"}
-                axis.plot(*zip(*small, strict=True), marker=marker, ms=7, **hollow)
+        marked = {"marker": ARM_MARKERS[n % len(ARM_MARKERS)]}
+        legend.append(Line2D([], [], label=short(label, 48 if wide else 34), **look, **marked))
+        large, small = evals_by_size(run["evals"])
+        # A line to evaluations of fewer problems would join accuracies of different problems.
+        hollow = {"ls": "", "mfc": "white"}
+        for column, axis in enumerate(axes, 1):
+            outcome = column == 1  # a rollout's is 0 or -1, so 1 more is its accuracy
+            for rows, shift, style in (
+                (sorted(run["updates"]), outcome, {"alpha": 0.55, "lw": 1.2}),
+                (large, 0, {"ms": 7, "lw": 2} | marked),
+                (small, 0, {"ms": 7} | marked | hollow),
+            ):
+                if rows:
+                    points = [row[0] for row in rows], [row[column] + shift for row in rows]
+                    axis.plot(*points, **look | style)
     for axis, title in zip(axes, ("accuracy", "mean reasoning length (tokens)"), strict=True):
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("update", fontsize=9)
+        label_axis(axis, title, "update", 9)
         axis.grid(alpha=0.3)
-        axis.tick_params(labelsize=9)
     axes[0].set_ylim(-0.02, 1.02)
     axes[1].set_ylim(bottom=0)
     figure.legend(handles=legend, loc="outside lower center", fontsize=9, frameon=False)
@@ -214,52 +197,52 @@ def curves(history: list[dict], path: Path) -> None:
 
     history: metrics.jsonl's lines; `eval` entries hold a summary, others a step's rewards.
     """
-    evals = [line for line in history if "eval" in line]
+    evals = [{"step": line["step"], **line["eval"]} for line in history if "eval" in line]
     updates = [line for line in history if "outcome" in line]
-    steps = [line["step"] for line in updates]
-    figure, axes = plotting().subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    accuracy, length, rewards = axes
-    for key in ("pass@1", "pass@4"):
-        points = [(line["step"], line["eval"][key]) for line in evals if key in line["eval"]]
-        accuracy.plot(*zip(*points, strict=True), marker="o", label=key)
-    accuracy.set(title="held-out accuracy", xlabel="update", ylim=(0, 1.02))
-    points = [(line["step"], line["eval"]["tokens"]) for line in evals]
-    length.plot(*zip(*points, strict=True), marker="o", label="held-out")
-    length.plot(steps, [line["length"] for line in updates], alpha=0.6, label="rollouts")
-    length.set(title="mean reasoning length (tokens)", xlabel="update")
-    length.set_ylim(bottom=0)
-    for key in ("outcome", "saliency", "reward"):
-        rewards.plot(steps, [line[key] for line in updates], label=key)
-    rewards.set(title="mean reward of the rollouts", xlabel="update")
-    for axis in axes:
+    at_evals, faint = {"marker": "o"}, {"alpha": 0.6}
+    panels = {  # title: (key, label, where from, look) of its lines
+        "held-out accuracy": [(key, key, evals, at_evals) for key in ("pass@1", "pass@4")],
+        "mean reasoning length (tokens)": [
+            ("tokens", "held-out", evals, at_evals), ("length", "rollouts", updates, faint)
+        ],
+        "mean reward of the rollouts": [
+            (key, key, updates, {}) for key in ("outcome", "saliency", "reward")
+        ],
+    }  # fmt: skip
+    figure = new_figure(13, 3.6)
+    axes = figure.subplots(1, 3)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for key, label, rows, look in lines:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            axis.plot(*zip(*points, strict=True), label=label, **look)
+        axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    Path(path).write_bytes(as_png(figure))
-
-
-# ------------------------------------------------------------------------ Figures 3 to 5: the words
+    axes[0].set_ylim(0, 1.02)
+    axes[1].set_ylim(bottom=0)
+    path.write_bytes(as_png(figure, 110))
 
 
 @own_style
 def draw_traces(question: str, sides: list[tuple[str, str, list]]) -> bytes:
     """Figures 3 to 5: (label, text, words) of each arm, coloured by part of speech."""
-    across = min(ACROSS, max(1, len(sides)))
+    across = min(ACROSS, len(sides))
     width = across * (COLUMNS + GAP)  # columns of the figure
     head = folded([(question, "other")], width - GAP, 8)
     key = [run for kind in WORD_KINDS for run in ((kind, kind), ("  ", "other"))]
     blocks = [(0, 0, head), (0, len(head) + 1, fold(key, width))]  # column, line, lines of cells
     top = len(head) + 3  # below the question, a gap and the key
     for start in range(0, len(sides), across):
-        beside = [
-            folded([(label, "bold")], COLUMNS, 3) + folded(runs_of(text, words), COLUMNS, LINES)
-            for label, text, words in sides[start : start + across]
-        ]
+        beside = []
+        for label, text, words in sides[start : start + across]:
+            runs = [(run, kind) for run, kind, _ in runs_of(text, words)]
+            beside.append(folded([(label, "bold")], COLUMNS, 3) + folded(runs, COLUMNS, LINES))
         blocks += [(n * (COLUMNS + GAP), top, lines) for n, lines in enumerate(beside)]
         top += max(map(len, beside)) + 1
-    points = width * CELL_WIDTH + 2 * MARGIN, top * CELL_HEIGHT + 2 * MARGIN
-    figure = plotting().figure(figsize=(points[0] / 72, points[1] / 72))
+    right, bottom = width * CELL_WIDTH + MARGIN, top * CELL_HEIGHT + MARGIN  # in points
+    figure = new_figure((right + MARGIN) / 72, (bottom + MARGIN) / 72, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-MARGIN, points[0] - MARGIN), ylim=(points[1] - MARGIN, -MARGIN))
+    axes.set(xlim=(-MARGIN, right), ylim=(bottom, -MARGIN))
     axes.set_axis_off()
     for column, first, lines in blocks:
         for n, line in enumerate(lines, first):
@@ -275,23 +258,25 @@ def folded(runs: list[tuple[str, str]], width: int, limit: int) -> list[list]:
     return lines[:limit] + more
 
 
-def runs_of(text: str, words: list[list]) -> list[tuple[str, str]]:
-    """The text as stretches of one kind of word each; white space is `other`."""
+def runs_of(text: str, words: list[list]) -> list[tuple[str, str, str]]:
+    """The text in stretches: (text, kind of word, spaCy's name of it); white space is `other`."""
     runs, position = [], 0
-    for start, end, kind, *_ in words:
-        runs += [(text[position:start], "other"), (text[start:end], kind)]
+    for start, end, kind, name in words:
+        runs += [(text[position:start], "other", ""), (text[start:end], kind, name)]
         position = end
-    return [run for run in [*runs, (text[position:], "other")] if run[0]]
+    return [run for run in [*runs, (text[position:], "other", "")] if run[0]]
 
 
 def draw_line(axes, x: float, y: float, line: list) -> None:
     """One line of cells, each stretch of one kind of word on its colour."""
+    from matplotlib.patches import Rectangle
+
     for kind, stretch in itertools.groupby(line, key=lambda cell: cell.style):
         cells = list(stretch)
         width = sum(cell.width for cell in cells) * CELL_WIDTH
         if kind in LIGHT:
-            place = (x, y + 1), width, CELL_HEIGHT - 2
-            axes.add_patch(plotting().Rectangle(*place, color=LIGHT[kind], lw=0))
+            box = Rectangle((x, y + 1), width, CELL_HEIGHT - 2, color=LIGHT[kind], lw=0)
+            axes.add_patch(box)
         axes.text(
             x, y + CELL_HEIGHT - 4, "".join(cell.character for cell in cells), fontsize=FONT_SIZE,
             family=FONT, weight="bold" if kind in ("number", "bold") else "normal",

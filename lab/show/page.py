@@ -4,10 +4,8 @@
     html = render("report.html", title="Evaluation", ...)            # lab/show/report.py
 
 The templates lie beside this file: page.html is the frame of a document, report.html and trace.html
-fill it, macros.html holds what both show, style.css their looks. A page has no scripts and fetches
-nothing. Whatever a template prints is made visible and escaped, because traces are text that a
-model made up: a character that acts in place of being seen becomes its name. What a macro returns,
-and Markup, is HTML already.
+fill it, macros.html holds what both show, style.css their looks. Whatever a template prints is made
+visible and escaped, because traces are text that a model made up.
 """
 
 import itertools
@@ -17,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from lab.show import heat
-from lab.show.heat import ABOVE, BELOW, TOGETHER, HeatMap, Piece
+from lab.show.heat import HeatMap, Piece
 from lab.show.text import JOINERS, NO_TEXT, visible
 
 Run = tuple[str, str, str]  # a stretch of text, its CSS classes, its tooltip
@@ -53,26 +51,10 @@ def token_lines(pieces: list[Piece], saliency=(), kind: str = "") -> list[list[R
     """Tokens as in_lines gives them, shaded by their saliency, which is the tooltip too."""
     runs = []
     for piece, value in itertools.zip_longest(pieces, saliency):
-        classes = [] if value is None else [shade(value, kind)]
-        classes += ["sp"] if piece.special else []
-        title = "" if value is None else heat.number(value)
-        runs.append((piece.text or NO_TEXT, " ".join(filter(None, classes)), title))
+        colour, title = ("", "") if value is None else (shade(value, kind), heat.number(value))
+        classes = f"{colour} sp".strip() if piece.special else colour
+        runs.append((piece.text or NO_TEXT, classes, title))
     return in_lines(runs)
-
-
-def rankings(trace: HeatMap) -> list[tuple[str, list[tuple[float, str, str]]]]:
-    """Sentences, equations and the strongest tokens: a heading, and (saliency, text, note)s."""
-    ranked = []
-    for name, units in heat.stretches(trace).items():
-        rows = [(unit.saliency, unit.text.strip(), "") for unit in units]
-        ranked.append((f"{name}, {TOGETHER[trace.kind]}", rows))
-    for end, tokens in zip((ABOVE, BELOW), heat.strongest(trace), strict=True):
-        rows = [
-            (trace.saliency[n], heat.named(trace.reasoning[n], JOINERS), f"token {n}")
-            for n in tokens
-        ]
-        ranked.append((f"tokens, most {end[trace.kind]}", rows))
-    return ranked
 
 
 TEMPLATES = jinja2.Environment(
@@ -83,7 +65,7 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.globals |= {"heat": heat, "rankings": rankings, "shade": shade, "lines_of": token_lines}
+TEMPLATES.globals |= {"heat": heat, "JOINERS": JOINERS, "shade": shade, "lines_of": token_lines}
 
 
 def render(template: str, **values) -> str:

@@ -45,38 +45,47 @@ DIFFERENCE_HEADS = ["own lengths", "matched length", "matched questions"]
 
 def columns_of(lines: list[Line], heads: list[str], corner="", label_width=None, widths=None):
     """Lines under their heads as text; columns are as wide as their longest cell, or as given."""
-    label_width = label_width or max(len(corner), *(len(label) for label, _ in lines)) + 2
-    widths = widths or [
-        max(len(head), *(len(cells[n]) for _, cells in lines)) + 3 for n, head in enumerate(heads)
-    ]
+    lines = [(corner, heads), *lines]
+    label_width = label_width or max(len(label) for label, _ in lines) + 2
+    columns = zip(*(cells for _, cells in lines), strict=True)
+    widths = widths or [max(map(len, column)) + 3 for column in columns]
     text = []
-    for label, cells in [(corner, heads), *lines]:
+    for label, cells in lines:
         aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         text.append((label.ljust(label_width) + "".join(aligned)).rstrip())
     return "\n".join(text)
 
 
-def cell(measure: dict | None, signed: bool = False) -> str:
-    """A measure and its interval."""
+def cell(measure: dict | None, sign: str = "") -> str:
+    """A measure and its interval; sign "+" shows the sign of positive numbers too."""
     if not measure or measure["value"] is None:
         return "-"
-    sign = "+" if signed else ""
     text = f"{measure['value']:{sign}.3f}"
     if measure["low"] is None:
         return text
     return f"{text} [{measure['low']:{sign}.3f}, {measure['high']:{sign}.3f}]"
 
 
-# ----------------------------------------------------------------------------------------- Table 1
+def summary_rows(summaries: dict[str, dict], measures: dict[str, dict]) -> dict[str, Line]:
+    """Table 1 (table1.summarize) by key; the measures of a name give the intervals of its cells."""
+    lines = {}
+    for key, (label, share) in ROWS.items():
+        if any(key in summary for summary in summaries.values()):
+            cells = []
+            for name, summary in summaries.items():
+                measure = measures.get(name, {}).get(key)
+                cells.append(summary_cell(summary[key], share, measure))
+            lines[key] = label, cells
+    return lines
 
 
-def summary_cell(value: float, share: bool, measure: dict | None = None) -> tuple[str, str]:
-    """A number of Table 1, and the interval of its measure or ""."""
-    text = f"{value:.1%}" if share else f"{value:.1f}"
+def summary_cell(value: float, share: bool, measure: dict | None) -> str:
+    """A number of Table 1, and the interval of its measure where there is one."""
+    text, scale = (f"{value:.1%}", 100) if share else (f"{value:.1f}", 1)
     if not measure or measure["low"] is None:
-        return text, ""
-    scale = 100 if share else 1
-    return text, f"[{scale * measure['low']:.1f}, {scale * measure['high']:.1f}]"
+        return text
+    ends = f"[{scale * measure['low']:.1f}, {scale * measure['high']:.1f}]"
+    return f"{text} {ends:>14}"
 
 
 def summary_table(summaries: dict[str, dict], pipeline, measures: dict[str, dict] | None = None):
@@ -84,25 +93,18 @@ def summary_table(summaries: dict[str, dict], pipeline, measures: dict[str, dict
 
     measures: of each name; their intervals stand behind each number, in place of the change.
     """
-    columns = list(summaries.values())
-    first, last = columns[0], columns[-1]
-    changes = len(columns) > 1 and not measures
-    lines = []
-    for key, (label, share) in ROWS.items():
-        if key not in first:
-            continue
-        cells = []
-        for name, summary in summaries.items():
-            number, ends = summary_cell(summary[key], share, measures and measures[name][key])
-            cells.append(f"{number} {ends:>14}" if ends else number)
-        lines.append((label, cells + [change(key, first[key], last[key])] * changes))
-    width = max(25 if measures else 12, *(len(name) + 2 for name in summaries))
-    heads, widths = [*summaries] + ["change"] * changes, [width] * len(columns) + [12] * changes
+    lines, heads = summary_rows(summaries, measures or {}), list(summaries)
+    first, last = summaries[heads[0]], summaries[heads[-1]]
+    widths = [max(25 if measures else 12, *(len(name) + 2 for name in heads))] * len(heads)
+    if len(heads) > 1 and not measures:
+        heads, widths = [*heads, "change"], [*widths, 12]
+        for key, (_, cells) in lines.items():
+            cells.append(change(key, first[key], last[key]))
     note = (
         f"{first['problems']} problems x {first['samples']} samples; numbers, stop words and "
         f"symbols by spaCy, {describe_spacy(pipeline)}"
     )
-    return f"{note}\n{columns_of(lines, heads, label_width=24, widths=widths)}"
+    return f"{note}\n{columns_of(lines.values(), heads, label_width=24, widths=widths)}"
 
 
 def change(key: str, before: float, after: float) -> str:
@@ -119,18 +121,13 @@ def headline(name: str, measures: dict[str, dict]) -> str:
     return f"{name}: {', '.join(parts)}, {measures['tokens']['value']:.1f} tokens per trace"
 
 
-# ------------------------------------------------------------------------------------ faithfulness
-
-
 def reliance_rows(arms: dict[str, dict[str, dict]]) -> list[Line]:
     """How far each arm relies on its reasoning; arms: name -> measures."""
-    labels = RELIANCE | {
-        f"same answer at {fraction:.0%}": f"  same answer at {fraction:.0%} of it"
-        for fraction in FRACTIONS[:-1]
-    }
+    same = {f"same answer at {share:.0%}": f"  same answer at {share:.0%} of it"
+            for share in FRACTIONS[:-1]}  # fmt: skip
     return [
         (label, [cell(measures.get(key)) for measures in arms.values()])
-        for key, label in labels.items()
+        for key, label in (RELIANCE | same).items()
     ]
 
 
@@ -138,38 +135,27 @@ def reliance_table(arms: dict[str, dict[str, dict]]) -> str:
     return columns_of(reliance_rows(arms), list(arms), "reliance on the reasoning")
 
 
-def map_rows(measures: dict[str, dict]) -> tuple[list[str], list[Line]]:
-    """Whether each ranking of an arm is right: heads and lines, none without a correct trace."""
+def map_rows(name: str, measures: dict[str, dict]) -> tuple[str, list[str], list[Line], str]:
+    """Whether each ranking of an arm is right: title, heads, lines, and what the areas leave out.
+
+    Without a correct trace only the title is not empty.
+    """
     rankings = [key.partition("/")[2] for key in measures if key.startswith("comprehensiveness/")]
+    if not rankings:
+        return f"{name}: no correct trace, so no map to test", [], [], ""
+    traces = measures[f"comprehensiveness/{rankings[0]}"]["questions"]
     tests = [test for test in MAP_HEADS if any(key.startswith(f"{test}/") for key in measures)]
     lines = [(name, [cell(measures.get(f"{test}/{name}")) for test in tests]) for name in rankings]
-    return [MAP_HEADS[test] for test in tests], lines
-
-
-def map_title(name: str, measures: dict[str, dict]) -> str:
-    for key, measure in measures.items():
-        if key.startswith("comprehensiveness/"):
-            return f"is the map right? {name}, {measure['questions']} traces"
-    return f"{name}: no correct trace, so no map to test"
-
-
-def map_note(measures: dict[str, dict]) -> str:
-    """What the areas leave out; "" where there are none."""
-    share = measures.get("unlabelled", {}).get("value")
-    if share is None:
-        return ""
-    return f"AUROC leaves out the {share:.1%} of characters that the parser does not know"
+    unknown, note = measures.get("unlabelled", {}).get("value"), ""
+    if unknown is not None:
+        note = f"AUROC leaves out the {unknown:.1%} of characters that the parser does not know"
+    title = f"is the map right? {name}, {traces} traces"
+    return title, [MAP_HEADS[test] for test in tests], lines, note
 
 
 def map_table(name: str, measures: dict[str, dict]) -> str:
-    heads, lines = map_rows(measures)
-    if not lines:
-        return map_title(name, measures)
-    text = columns_of(lines, heads, map_title(name, measures))
-    return f"{text}\n{map_note(measures)}".rstrip("\n")
-
-
-# ------------------------------------------------------------------------------- pairs of arms
+    title, heads, lines, note = map_rows(name, measures)
+    return f"{columns_of(lines, heads, title)}\n{note}".rstrip("\n") if lines else title
 
 
 def difference_rows(result: dict) -> list[Line]:
@@ -180,15 +166,13 @@ def difference_rows(result: dict) -> list[Line]:
         if key.endswith(("/mask", "/attribution")) and "%" not in key and "auroc" not in key:
             labels[key] = "map: " + key.replace("/", ", ")
     return [
-        (label, [cell(own[key], True), cell(matched.get(key), True),
+        (label, [cell(own[key], "+"), cell(matched.get(key), "+"),
                  str(matched.get(key, {}).get("questions", "-"))])
         for key, label in labels.items() if key in own
     ]  # fmt: skip
 
 
 def difference_table(before: str, after: str, result: dict, pipeline) -> str:
-    note = (
-        f"paired by question; numbers, stop words and symbols by spaCy, {describe_spacy(pipeline)}"
-    )
-    lines = difference_rows(result)
-    return f"{note}\n{columns_of(lines, DIFFERENCE_HEADS, f'{after} - {before}')}"
+    words = f"numbers, stop words and symbols by spaCy, {describe_spacy(pipeline)}"
+    table = columns_of(difference_rows(result), DIFFERENCE_HEADS, f"{after} - {before}")
+    return f"paired by question; {words}\n{table}"

@@ -6,19 +6,18 @@ A list of heat maps is one question: one checkpoint, or several side by side.
 """
 
 import itertools
-import unicodedata
 from typing import NamedTuple
 
 from lab.show import heat
-from lab.show.heat import ABOVE, BELOW, LEVELS, LIMIT, TOGETHER, UNIT, HeatMap, Piece, level, number
-from lab.show.text import Cell, fold, visible
+from lab.show.heat import ABOVE, BELOW, LEVELS, LIMIT, PARTS, UNIT, HeatMap, Piece, level, number
+from lab.show.text import Cell, fold, is_right_to_left, visible
 
 # Backgrounds of levels 1 to 10 and -1 to -10, of the 256 colours that terminals have: all but a few
 # terminals show these, and they are the same on light and dark ones.
 BLUES = [195, 189, 153, 117, 111, 75, 69, 33, 27, 26]
 ORANGES = [230, 223, 222, 216, 215, 214, 208, 172, 166, 130]
-MARKS = " 123456789X"  # under the text where there is no colour, for levels 0 to 10
-MARKS_BELOW = " abcdefghij"  # for levels 0 to -10
+# By level, under the text where there is no colour.
+MARKS = dict(zip(range(-LEVELS, LEVELS + 1), "jihgfedcba 123456789X", strict=True))
 INDENT = 11  # columns of the labels
 LISTED = 40  # sentences or equations at most
 
@@ -37,17 +36,16 @@ def draw(heat_maps: list[HeatMap], width: int = 80, colour: bool = False) -> str
     width: columns of the terminal. colour: False writes no escape sequence at all.
     """
     width = max(width, 40)
-    head = lines_of([row("question", heat_maps[0].question)], width, colour)
-    lines = [*(text for text, _ in head), ""]
     each = (width - 3 * (len(heat_maps) - 1)) // len(heat_maps)
+    lines = [text for text, _ in lines_of([row("question", heat_maps[0].question)], width, colour)]
     if len(heat_maps) > 1 and each >= 48 and not any(map(right_to_left, heat_maps)):
+        lines.append("")
         blocks = [lines_of(rows_of(heat_map), each, colour) for heat_map in heat_maps]
         for beside in itertools.zip_longest(*blocks, fillvalue=("", 0)):
             lines.append(" │ ".join(text + " " * (each - columns) for text, columns in beside))
     else:
-        for place, heat_map in enumerate(heat_maps):
-            lines += [""] if place else []
-            lines += [text for text, _ in lines_of(rows_of(heat_map), width, colour)]
+        for heat_map in heat_maps:
+            lines += ["", *(text for text, _ in lines_of(rows_of(heat_map), width, colour))]
     return "".join(f"{line.rstrip(' ')}\n" for line in lines)
 
 
@@ -68,16 +66,17 @@ def row(label: str, content: str | list[Piece], style: int | str = "plain") -> R
     """A row of untrusted text, or of tokens."""
     if isinstance(content, str):
         return Row(label, [(visible(content), style)])
-    return Row(label, [(heat.shown(piece), style) for piece in content] or [("(none)", "plain")])
+    runs = [(heat.shown(piece.text), style) for piece in content]
+    return Row(label, runs or [("(none)", "plain")])
 
 
 def rows_of(heat_map: HeatMap) -> list[Row]:
     """All that a terminal shows of a heat map."""
     rows = [row("checkpoint", heat_map.label, "bold"), row("prompt", heat_map.prompt, "dim")]
     if heat_map.saliency:
+        texts = [heat.shown(piece.text) for piece in heat_map.reasoning]
         levels = [level(value, heat_map.kind) for value in heat_map.saliency]
-        runs = list(zip(map(heat.shown, heat_map.reasoning), levels, strict=True))
-        rows.append(Row("reasoning", runs, marks=True))
+        rows.append(Row("reasoning", list(zip(texts, levels, strict=True)), marks=True))
     else:
         rows.append(row("reasoning", heat_map.reasoning))
     rows += [row("delimiter", heat_map.delimiter), row("answer", heat_map.answer, "bold")]
@@ -91,27 +90,22 @@ def rows_of(heat_map: HeatMap) -> list[Row]:
 
 def rows_of_numbers(heat_map: HeatMap) -> list[Row]:
     """Probabilities and losses, then sentences, equations and the strongest tokens by saliency."""
-    kind, losses = heat_map.kind, heat_map.losses
+    kind, losses, blank = heat_map.kind, heat_map.losses, Row("", [])
     chances = [f"{name} {heat.probability(p)}" for name, p in heat_map.probabilities.items()]
-    rows = [Row("", []), row("P(answer)", "  ".join(chances))]
+    rows = [blank, row("P(answer)", "  ".join(chances))]
     if losses:
         course = f"{losses[0]:.3f} -> {losses[-1]:.3f} nats per answer token"
         rows.append(row("loss", f"{course}, {len(losses) - 1} steps"))
-    for name, units in heat.stretches(heat_map).items():
-        title = TOGETHER[kind] if units else "(none)"
-        if len(units) > LISTED:
-            title += f"; the {LISTED} strongest of {len(units)}"
-        rows += [Row("", []), row(name, title, "dim")]
-        for unit in sorted(sorted(units, key=lambda unit: -abs(unit.saliency))[:LISTED]):
-            style = level(unit.saliency, kind)
-            rows.append(row(number(unit.saliency), unit.text.strip(), style))
-    for end, tokens in zip((ABOVE, BELOW), heat.strongest(heat_map), strict=True):
-        title = f"most {end[kind]}" + ("" if tokens else ": none")
-        rows += [Row("", []), row("tokens", title, "dim")]
-        for n in tokens:
-            value = heat_map.saliency[n]
-            token = heat.named(heat_map.reasoning[n]), level(value, kind)
-            rows.append(Row(number(value), [token, (f"   token {n}", "dim")]))
+    for name, title, ranked in heat.rankings(heat_map):
+        if not ranked:
+            title = f"{title}: none" if name == "tokens" else "(none)"
+        if len(ranked) > LISTED:
+            title += f"; the {LISTED} strongest of {len(ranked)}"
+        rows += [blank, row(name, title, "dim")]
+        strongest = sorted(range(len(ranked)), key=lambda n: -abs(ranked[n][0]))[:LISTED]
+        for value, text, note in (ranked[n] for n in sorted(strongest)):
+            runs = [(visible(text), level(value, kind)), (f"   {note}" if note else "", "dim")]
+            rows.append(Row(number(value), runs))
     return rows
 
 
@@ -123,34 +117,22 @@ def lines_of(rows: list[Row], width: int, colour: bool) -> list[tuple[str, int]]
             front = f"{label if place == 0 else '':<{INDENT - 1}} "
             text = painted(cells) if colour else "".join(cell.character for cell in cells)
             lines.append((front + text, INDENT + sum(cell.width for cell in cells)))
-            under = "".join(mark(cell.style) * cell.width for cell in cells).rstrip()
+            under = "".join(MARKS.get(cell.style, " ") * cell.width for cell in cells).rstrip()
             if marks and not colour and under:
                 lines.append((" " * INDENT + under, INDENT + len(under)))
     return lines
 
 
-def mark(style: int | str) -> str:
-    """The mark of a level under plain text; a blank for what has no saliency."""
-    if isinstance(style, str):
-        return " "
-    return MARKS[style] if style >= 0 else MARKS_BELOW[-style]
-
-
 def painted(cells: list[Cell]) -> str:
     """A line's text, with each stretch of one style between its codes and a reset."""
     stretches = itertools.groupby(cells, key=lambda cell: cell.style)
-    return "".join(
-        paint("".join(cell.character for cell in stretch), style) for style, stretch in stretches
-    )
+    return "".join(paint("".join(c.character for c in cells), style) for style, cells in stretches)
 
 
 def paint(text: str, style: int | str) -> str:
     """The text in a style. Only these sequences are ever written, and never from the text."""
-    if isinstance(style, str):
-        code = {"bold": "1", "dim": "2"}.get(style)
-    elif style == 0:
-        code = None
-    else:
+    code = {"bold": "1", "dim": "2"}.get(style)
+    if isinstance(style, int) and style:
         background = (BLUES if style > 0 else ORANGES)[abs(style) - 1]
         ink = 231 if background in (27, 26, 130) else 16  # white on the darkest three
         code = f"38;5;{ink};48;5;{background}" + (";4" if style < 0 else "")
@@ -159,7 +141,5 @@ def paint(text: str, style: int | str) -> str:
 
 def right_to_left(heat_map: HeatMap) -> bool:
     """Whether a terminal may turn a part of a line around, which would mix the columns."""
-    parts = heat_map.prompt, heat_map.reasoning, heat_map.delimiter, heat_map.answer, heat_map.rest
-    texts = [piece.text for pieces in parts for piece in pieces]
-    text = "".join([heat_map.label, *texts, *heat_map.notes])
-    return any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text if c > "\u0590")
+    texts = [piece.text for name in PARTS for piece in getattr(heat_map, name)]
+    return any(map(is_right_to_left, "".join([heat_map.label, *texts, *heat_map.notes])))

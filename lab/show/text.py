@@ -4,7 +4,7 @@ import sys
 import unicodedata
 from typing import NamedTuple
 
-LINE_END, TAB, NO_TEXT = "⏎", "⇥", "◦"  # shown for a line break, a tab, a token without text
+MARKED, NO_TEXT = {"\n": "⏎\n", "\t": "⇥"}, "◦"  # NO_TEXT is shown for a token without text
 JOINERS = "\u200c\u200d"  # needed to write Persian and to join emoji, and harmless in HTML
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -17,26 +17,26 @@ def visible(text: str, keep: str = "") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(character if character in keep else shown(character) for character in text)
 
+    def shown(character: str) -> str:
+        if character in keep:
+            return character
+        if character in MARKED:
+            return MARKED[character]
+        hidden = unicodedata.category(character) in HIDDEN
+        return f"‹U+{ord(character):04X}›" if hidden else character
 
-def shown(character: str) -> str:
-    """One character as `visible` shows it."""
-    if character == "\n":
-        return LINE_END + "\n"
-    if character == "\t":
-        return TAB
-    hidden = unicodedata.category(character) in HIDDEN
-    return f"‹U+{ord(character):04X}›" if hidden else character
+    return "".join(map(shown, text))
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print; a character that the output's encoding lacks shows as its number (\\u2192).
-
-    Error messages do not need this function, because Python writes standard error so by itself.
-    """
+    """Print; a character that the output's encoding lacks shows as its number (\\u2192)."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+
+
+def is_right_to_left(character: str) -> bool:
+    return unicodedata.bidirectional(character) in ("R", "AL", "AN")
 
 
 class Cell(NamedTuple):
@@ -49,24 +49,24 @@ class Cell(NamedTuple):
 
 def fold(runs: list[tuple[str, int | str]], width: int) -> list[list[Cell]]:
     """(text, style) runs as lines of cells at most `width` columns wide, folded after a space."""
-    lines, line, used = [], [], 0
-    for text, style in runs:
-        for character in text:
-            if character == "\n":
-                lines.append(line)
-                line, used = [], 0
-                continue
-            columns = columns_of(character)
-            if columns is None:
-                continue
-            while used + columns > width:
-                spaces = [n for n, cell in enumerate(line) if cell.character == " "]
-                cut = spaces[-1] + 1 if spaces else len(line)
-                lines.append(line[:cut])
-                line = line[cut:]
-                used = sum(cell.width for cell in line)
-            line.append(Cell(character, columns, style))
-            used += columns
+    lines, line = [], []
+    used = 0  # columns of the line
+    for character, style in ((character, style) for text, style in runs for character in text):
+        if character == "\n":
+            lines.append(line)
+            line, used = [], 0
+            continue
+        columns = columns_of(character)
+        if columns is None:
+            continue
+        while used + columns > width:
+            spaces = [n for n, cell in enumerate(line) if cell.character == " "]
+            cut = spaces[-1] + 1 if spaces else len(line)
+            lines.append(line[:cut])
+            line = line[cut:]
+            used = sum(cell.width for cell in line)
+        line.append(Cell(character, columns, style))
+        used += columns
     return [*lines, line] if line or not lines else lines
 
 

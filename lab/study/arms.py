@@ -4,13 +4,13 @@ An arm is trained with several seeds. A pilot was tried once on the way to the m
 judged by train.py's own last evaluation.
 """
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "runs/study"
 COMMON = (  # with all that the micro preset may come to say differently
     "--steps 50 --ratio token --lr 2e-4 --saliency-weight 1 --saliency-reduction mean "
     "--no-gate-saliency --mask-steps 20 --mask-memory path --save-every 5 --keep 1"
@@ -67,10 +67,7 @@ def slug(name: str, seed: int) -> str:
 
 def train_command(name: str, seed: int) -> list[str]:
     """The command that trains an arm or a pilot, without python."""
-    if name in PILOTS:
-        flags = PILOTS[name]
-    else:
-        flags = "" if name == DEFAULT else f"{COMMON} {ARMS[name]}"
+    flags = PILOTS.get(name) or ("" if name == DEFAULT else f"{COMMON} {ARMS[name]}")
     return ["train.py", *flags.split(), "--seed", str(seed)]
 
 
@@ -78,3 +75,8 @@ def launch(command: list, **options) -> subprocess.Popen:
     """Start a command of this checkout, without python, with one thread."""
     command, environment = [sys.executable, *map(str, command)], {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **options)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl or samples.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -21,52 +21,45 @@ from pathlib import Path
 from data.files import write_file
 from lab.measure.faithfulness import TOP_SHARES
 from lab.measure.table1 import WORDS, counts_by_text, load_spacy, table1_ratios
-from lab.study.arms import ARMS, EVALUATIONS, PILOTS, ROOT
+from lab.study.arms import ARMS, EVALUATIONS, PILOTS, ROOT, read_lines
 
-KEPT = ROOT / "docs/study"
+KEPT, RUNS = ROOT / "docs/study", ROOT / "runs/study"
 SECONDS = ("seconds_sampling", "seconds_masks", "seconds_policy")
 UPDATE = ("step", "outcome", "saliency", "saliency_spread", "no_signal", "length", "clip_fraction")
 UPDATE += SECONDS
 EVAL = ("problems", "pass@1", "pass@4", "tokens", "numbers", "stop_words")
+FLAGS = ("correct", "valid", "truncated", "no_delimiter")  # of a sample
 # AOPC of the first two, AUROC on all tokens and without punctuation
 MAP_TESTS = ("comprehensiveness", "sufficiency", "auroc", "auroc no punctuation")
 
 
-# ------------------------------------------------------------------------------------- written
-
-
 def write(path: Path, content: dict) -> None:
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    write_file(path, f"{text}\n")
+    write_file(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def training_of(folder: Path) -> dict:
     """config, updates and evals of a finished run."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    updates = [line for line in lines if "outcome" in line]
+    lines = read_lines(folder / "metrics.jsonl")
     evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     return {
         "config": json.loads((folder / "config.json").read_text()) | {"out": None},
-        "updates": [[round_off(line[key]) for key in UPDATE] for line in updates],
+        "updates": [[round_off(row[key]) for key in UPDATE] for row in lines if "outcome" in row],
         "evals": [[step, *(round_off(summary[key]) for key in EVAL)] for step, summary in evals],
     }
 
 
 def evaluations_of(folder: Path) -> dict:
     """versions, heldout, hard, reliance and map, from the results of EVALUATIONS in a folder."""
-    results = {
-        evaluation: json.loads((folder / f"eval-{evaluation}/results.json").read_text())
-        for evaluation in EVALUATIONS
-    }
-    models = {name: next(iter(result["models"].values())) for name, result in results.items()}
-    kept: dict = {"versions": results["heldout"]["versions"]}
+    models = {}
+    for evaluation in EVALUATIONS:
+        results = json.loads((folder / f"eval-{evaluation}/results.json").read_text())
+        models[evaluation] = next(iter(results["models"].values()))
+    kept = {"versions": results["versions"], "heldout": {}, "hard": {}, "reliance": {}, "map": {}}
     for evaluation in ("heldout", "hard"):
         records = models[evaluation]["records"]
         words = counts_by_text([record["text"] for record in records], load_spacy(None))
-        problems = kept.setdefault(evaluation, {})
         for record, counts in zip(records, words, strict=True):
-            problems.setdefault(record["id"], []).append(sample_row(record, counts))
-    kept["reliance"], kept["map"] = {}, {}
+            kept[evaluation].setdefault(record["id"], []).append(sample_row(record, counts))
     for row in models["faithful"]["reliance"]:
         same = row["same"] and [int(answer) for answer in row["same"]]
         values = [round_off(row[key]) for key in ("necessity", "direct", "corruption")]
@@ -78,35 +71,27 @@ def evaluations_of(folder: Path) -> dict:
 
 
 def sample_row(record: dict, counts: dict) -> list[int]:
-    """correct, valid, truncated, no delimiter, reasoning tokens, then table1.WORDS."""
-    flags = [int(record[key]) for key in ("correct", "valid", "truncated", "no_delimiter")]
+    """FLAGS, the number of reasoning tokens, table1.WORDS."""
+    flags = [int(record[key]) for key in FLAGS]
     return [*flags, len(record["reasoning"]), *(counts[kind] for kind in WORDS)]
 
 
 def map_values(row: dict, ranking: str) -> list[float | None]:
     """MAP_TESTS of one ranking of one trace."""
     aopc = [sum(row[test][ranking]) / len(TOP_SHARES) for test in MAP_TESTS[:2]]
-    areas = row.get("auroc", {})
-    areas = [areas.get(which, {}).get(ranking) for which in ("all tokens", "no punctuation")]
-    return [round_off(value) for value in (*aopc, *areas)]
+    used = (row.get("auroc", {}).get(which, {}) for which in ("all tokens", "no punctuation"))
+    return [round_off(value) for value in (*aopc, *(areas.get(ranking) for areas in used))]
 
 
 def round_off(value):
     """Five significant digits are more than any interval can use."""
-    if isinstance(value, bool) or value is None:
-        return value if value is None else int(value)
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-# ---------------------------------------------------------------------------------- read again
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, bool) else float(f"{value:.5g}")
 
 
 def load_all(folder: Path, pattern: str) -> list:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
-
-
-def load_sign(folder: Path = KEPT) -> list[dict]:
-    return [row for rows in load_all(folder, "sign-*.json") for row in rows]
 
 
 def load_arms(folder: Path = KEPT) -> dict[str, dict[int, dict]]:
@@ -128,10 +113,10 @@ def table1_of(run: dict, split: str) -> dict[str, dict]:
     """table1.table1_ratios of a kept run."""
     records, words = [], []
     for problem, rows in run[split].items():
-        for sample, (correct, valid, truncated, missing, tokens, *counts) in enumerate(rows):
-            records.append({"id": problem, "sample": sample, "correct": correct, "valid": valid,
-                            "truncated": truncated, "no_delimiter": missing,
-                            "reasoning": [0] * tokens})  # fmt: skip
+        for sample, row in enumerate(rows):
+            flags = dict(zip(FLAGS, row, strict=False))
+            tokens, *counts = row[len(FLAGS) :]
+            records.append({"id": problem, "sample": sample, "reasoning": [0] * tokens} | flags)
             words.append(dict(zip(WORDS, counts, strict=True)))
     return table1_ratios(records, words)
 

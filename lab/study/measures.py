@@ -10,7 +10,7 @@ import numpy as np
 from data import micro_task
 from data.tokenizer import Tokenizer
 from lab.measure.bootstrap import Ratios, resamples
-from lab.measure.compare import near, nearest_lengths, reliance_ratios
+from lab.measure.compare import keys_of, near, nearest_lengths, reliance_ratios
 from lab.measure.table1 import counts_by_text, load_spacy, table1_ratios
 from lab.study.arms import ROOT
 from lab.study.kept import map_of, reliance_rows, table1_of
@@ -30,28 +30,24 @@ def interval(arm: Seeds, base: Seeds | None = None, relative=False, draws: int =
     questions alone. Returns value, low, high, seeds (the value of each) and pairs (of seed and
     question), None when there are no pairs.
     """
-    sides = [arm] if base is None else [arm, base]
-    used = {
-        seed: set.intersection(*(set(side[seed]) for side in sides))
-        for seed in sorted(set.intersection(*(set(side) for side in sides)))
-    }
-    used = {seed: questions for seed, questions in used.items() if questions}
+    sides, used = [arm] if base is None else [arm, base], {}
+    for seed in sorted(set.intersection(*map(set, sides))):
+        if common := set.intersection(*(set(side[seed]) for side in sides)):
+            used[seed] = common
     if not used:
         return None
     questions = sorted(set.union(*used.values()))
-    pairs = [
-        np.array([
-            [side[seed][q] if q in used[seed] else (0.0, 0.0) for q in questions] for seed in used
-        ])
+    pairs = np.array([
+        [[side[seed][q] if q in used[seed] else (0.0, 0.0) for q in questions] for seed in used]
         for side in sides
-    ]  # of each side (seeds, questions, 2)  # fmt: skip
+    ])  # (sides, seeds, questions, 2)  # fmt: skip
 
     def by_seed(weights) -> np.ndarray:
         """(draws, seeds) under weights (draws, questions); nan where nothing was drawn."""
-        ratios = [(weights @ p[:, :, 0].T) / (weights @ p[:, :, 1].T) for p in pairs]
-        if base is None:
-            return ratios[0]
-        return ratios[0] / ratios[1] - 1 if relative else ratios[0] - ratios[1]
+        ratio, *less = ((weights @ p[:, :, 0].T) / (weights @ p[:, :, 1].T) for p in pairs)
+        for of_base in less:
+            ratio = ratio / of_base - 1 if relative else ratio - of_base
+        return ratio
 
     with np.errstate(invalid="ignore", divide="ignore"):
         seeds = by_seed(np.ones((1, len(questions))))[0]
@@ -64,14 +60,9 @@ def interval(arm: Seeds, base: Seeds | None = None, relative=False, draws: int =
         freedom = (len(seeds) - 1) * ((of_questions + of_seeds) / of_seeds) ** 2
         t = np.random.default_rng(1).standard_t(freedom, 100_000)
         quantile = np.quantile(t, 0.975)
-    half = quantile * np.sqrt(of_questions + of_seeds)
-    return {
-        "value": float(seeds.mean()),
-        "low": float(seeds.mean() - half),
-        "high": float(seeds.mean() + half),
-        "seeds": seeds.tolist(),
-        "pairs": sum(map(len, used.values())),
-    }
+    mean, half = seeds.mean(), quantile * np.sqrt(of_questions + of_seeds)
+    found = {"value": float(mean), "low": float(mean - half), "high": float(mean + half)}
+    return found | {"seeds": seeds.tolist(), "pairs": sum(map(len, used.values()))}
 
 
 def values(arm: Seeds) -> list[float]:
@@ -106,20 +97,15 @@ def matched(runs: dict[int, dict], base_runs: dict[int, dict]) -> tuple[dict, di
     sides: tuple[dict, dict] = {}, {}
     for seed in runs.keys() & base_runs.keys():
         pair = runs[seed], base_runs[seed]
-        records = [
-            [{"id": row["id"], "sample": row["sample"],
-              "reasoning": range(run["heldout"][row["id"]][row["sample"]][4])}
-             for row in reliance_rows(run)]
-            for run in pair
-        ]  # fmt: skip
-        keys = nearest_lengths(*records, TOLERANCE)
-        tested = {
-            problem
-            for problem in pair[0]["map"].keys() & pair[1]["map"].keys()
-            if near(*(run["map"][problem][1] for run in pair), TOLERANCE)
-        }
+        records = [reliance_rows(run) for run in pair]
+        for run, rows in zip(pair, records, strict=True):
+            for row in rows:
+                row["reasoning"] = range(run["heldout"][row["id"]][row["sample"]][4])
+        pairs = nearest_lengths(*records, TOLERANCE)
+        both = pair[0]["map"].keys() & pair[1]["map"].keys()
+        tested = {q for q in both if near(*(run["map"][q][1] for run in pair), TOLERANCE)}
         for n, (side, run) in enumerate(zip(sides, pair, strict=True)):
-            rows = reliance_rows(run, {key[n] for key in keys})
+            rows = reliance_rows(run, set(keys_of(pairs, n)))
             side[seed] = reliance_ratios(rows) | map_of(run, tested)
     return tuple(map(by_measure, sides))
 
@@ -146,10 +132,10 @@ def tersest(count: int) -> dict[str, Ratios]:
     problems = micro_task.load("heldout", count)
     tokenizer = Tokenizer.from_directory(ROOT / "data/micro")
     texts = [tersest_trace(problem) for problem in problems]
+    facts = {"sample": 0, "correct": True, "truncated": False, "no_delimiter": False}
     records = [
-        {"id": p.id, "sample": 0, "correct": True, "truncated": False, "no_delimiter": False,
-         "reasoning": tokenizer.encode(f"{text}\n")}
-        for p, text in zip(problems, texts, strict=True)
-    ]  # fmt: skip
+        facts | {"id": problem.id, "reasoning": tokenizer.encode(f"{text}\n")}
+        for problem, text in zip(problems, texts, strict=True)
+    ]
     ratios = table1_ratios(records, counts_by_text(texts, load_spacy(None)))
     return {key: by_problem for key, by_problem in ratios.items() if key != "pass@1"}
