@@ -58,13 +58,9 @@ def token_lines(pieces: list[Piece], saliency=(), kind: str = "") -> list[list[R
 
 
 TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    finalize=show_value,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+    autoescape=True, finalize=show_value, trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
 TEMPLATES.globals |= {"heat": heat, "JOINERS": JOINERS, "shade": shade, "lines_of": token_lines}
 
 
