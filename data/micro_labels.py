@@ -27,13 +27,10 @@ SENTENCE = re.compile(r"\S.*?(?:[.?!](?=\s)|\Z)", re.DOTALL)  # 1,200 and 2.5 en
 def sentence_pattern() -> re.Pattern:
     """Matches every sentence of a trace that any template can write, with any numbers in it."""
     slots = {slot: NUMBER for slot in "xbkd"} | {
-        "eq": EQUATION_PATTERN,
-        "name": "|".join(wordings.NAMES["She"] + wordings.NAMES["He"]),
-        "She": "|".join(wordings.NAMES),
-        "she": "|".join(wordings.NAMES).lower(),
-        "items": "|".join(wordings.ITEMS),
-        "place": "|".join(wordings.PLACES),
-    }
+        "eq": EQUATION_PATTERN, "name": "|".join(wordings.NAMES["She"] + wordings.NAMES["He"]),
+        "She": "|".join(wordings.NAMES), "she": "|".join(wordings.NAMES).lower(),
+        "items": "|".join(wordings.ITEMS), "place": "|".join(wordings.PLACES),
+    }  # fmt: skip
     templates = [*wordings.DISTRACTORS, *wordings.OPENINGS, *wordings.BETWEEN, *wordings.CLOSINGS]
     templates += [*wordings.ASIDE, *wordings.PART, *wordings.CHECK]
     for domain in wordings.DOMAINS.values():

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,3 +432,11 @@ def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monk
     monkeypatch.setattr(evaluation, "sample", interrupt)
     with pytest.raises(SystemExit, match="with --out runs/eval-.* goes on from here"):
         evaluation.main()
+
+
+def test_an_arms_model_is_gone_before_the_next_ones_is_loaded(tmp_path):
+    """Two models in memory may be too many for one GPU."""
+    checkpoint = Checkpoint("micro", ROOT / "data/micro", None)
+    with checkpoint.opened("cpu", None, "micro") as work:
+        model = weakref.ref(work.model)
+    assert work.model is None and model() is None

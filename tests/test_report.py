@@ -274,6 +274,23 @@ def test_examples_are_the_first_that_all_arms_answer_and_write_differently():
     assert len(report.shown_records([row(f"q{n}", "", True) for n in range(700)], 2)) == 250
 
 
+def test_a_metrics_file_of_another_program_costs_no_report(tmp_path):
+    checkpoint = tmp_path / "run/checkpoint"
+    checkpoint.mkdir(parents=True)
+    lines = [
+        3,
+        {"step": 1, "eval": 0.5},
+        {"step": 2, "eval": {"loss": 1}},
+        {"step": 3, "outcome": 1},
+    ]
+    lines += [{"step": 4, "outcome": -0.5, "length": 7}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (checkpoint.parent / "metrics.jsonl").write_text(text)
+    (checkpoint.parent / "config.json").write_text("[1]")
+    run = report.read_run(checkpoint)
+    assert run["updates"] == [[4, -0.5, 7]] and run["evals"] == [] and run["config"] == {}
+
+
 def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     checkpoint = tmp_path / "run/checkpoint"
     checkpoint.mkdir(parents=True)

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from lab.run.checkpoint import file_weights, load_llama
 from lab.run.policy import make_optimizer
 from lab.run.ranks import Progress, Ranks, Stop
 from lab.run.runs import RunFolder
+from lab.run.session import Run
 from lab.study import kills
 from lab.study.kills import SETTINGS, differences, kill_at, kill_one, timeless
 from lab.study.scaling import LIMIT, apart
@@ -322,6 +324,8 @@ def test_an_override_trains_on(whole, tmp_path):
         ('{"steps": 3', "--resume auto --out RUN", "config.json cannot be used"),
         ("[3]", "--resume RUN", "not the settings of this version"),
         ("new key", "--resume RUN", "not the settings of this version"),
+        ("3", "--resume RUN", "not the settings of this version"),
+        ({"lr": "1e-4"}, "--resume RUN", 'config.json cannot be used (lr is "1e-4")'),
         ({"lr": 1}, "--resume RUN --lr 2", "lr (saved 1, now 2.0)"),
         ({"ratio": "word"}, "--resume RUN", "--ratio word: choose sequence, token"),
         ({"rollouts": 1}, "--resume RUN", "--rollouts 1: must be at least 2"),
@@ -346,6 +350,23 @@ def test_a_folder_that_cannot_be_resumed(content, arguments, named, whole, tmp_p
     code, said = go(*arguments.replace("RUN", str(folder)).split())
     assert code in (1, 2) and named in said and "Traceback" not in said
     assert tree(folder) == before
+
+
+def test_an_evaluation_in_between_does_not_stand_for_the_last_one():
+    """A run that was stopped after one, and is resumed with that step as its last."""
+    run = Run.__new__(Run)
+    run.config, run.steps, run.stop = SimpleNamespace(eval_every=10), 10, None
+    run.ranks = SimpleNamespace(rank=1)
+    run.history = [
+        {"step": 0, "eval": {"problems": 300}},
+        {"step": 10, "outcome": -0.5},
+        {"step": 10, "eval": {"problems": 64}},
+    ]
+    assert not run.evaluation_due(0) and run.evaluation_due(10)
+    run.history.append({"step": 10, "eval": {"problems": 300}})
+    assert not run.evaluation_due(10) and run.evaluation(10)["problems"] == 300
+    run.steps, run.history = 20, run.history[:3]
+    assert not run.evaluation_due(10) and run.evaluation_due(20)
 
 
 # ------------------------------------------------------------------------------------ the faults

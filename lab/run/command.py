@@ -93,8 +93,11 @@ def resumed(parser, kind, resume: str, given: dict, override: list[str], fresh: 
         parser.error(f"--override {unknown[0]}: no such setting")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if set(saved) != known:
+        if not isinstance(saved, dict) or set(saved) != known:
             raise ValueError("not the settings of this version of train.py")
+        for entry in fields(kind):
+            if not isinstance(saved[entry.name], entry.type | int):  # 1 may stand for 1.0
+                raise ValueError(f"{entry.name} is {json.dumps(saved[entry.name])}")
     except (OSError, ValueError) as error:
         parser.error(f"--resume {resume}: {path} cannot be used ({error})")
     given = given | {"out": str(folder)}

@@ -61,8 +61,8 @@ def interval(arm: Seeds, base: Seeds | None = None, relative=False, draws: int =
         t = np.random.default_rng(1).standard_t(freedom, 100_000)
         quantile = np.quantile(t, 0.975)
     mean, half = seeds.mean(), quantile * np.sqrt(of_questions + of_seeds)
-    found = {"value": float(mean), "low": float(mean - half), "high": float(mean + half)}
-    return found | {"seeds": seeds.tolist(), "pairs": sum(map(len, used.values()))}
+    estimate = {"value": float(mean), "low": float(mean - half), "high": float(mean + half)}
+    return estimate | {"seeds": seeds.tolist(), "pairs": sum(map(len, used.values()))}
 
 
 def values(arm: Seeds) -> list[float]:
