@@ -1,4 +1,4 @@
-"""One thread a process: the tests of two files run side by side, on a core each (pytest -n)."""
+"""One thread a process: tests run side by side, on a core each (pytest-xdist)."""
 
 import os
 
