@@ -21,6 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from lab.study.arms import read_lines
+from lab.study.kills import timeless
+
 HERE = Path(__file__).resolve().parents[1]
 SMALL = (
     "--questions 4 --rollouts 4 --micro-batch 4 --mask-steps 4 --eval-problems 8 --eval-samples 2 "
@@ -33,7 +36,6 @@ TRAINED = {  # name: the settings of a run of one process
     "share": "--saliency-reduction share --precision bfloat16 --zero --recompute".split(),
     "outcome": "--saliency none --logit-chunk 16".split(),
 }
-TIMED = ("seconds_", "_per_second", "peak_memory_gib")  # in a key of metrics.jsonl: not compared
 EVALUATION = "--limit 6 --samples 2 --mask-steps 6 --mask-sparsity 0.001 --bootstrap 200".split()
 
 
@@ -122,11 +124,7 @@ CHECKS = {"train": train, "two": two, "resume": resume, "evaluate": evaluate, "s
 def content(path: Path):
     """What of a file is compared: bytes, or JSON without what must differ."""
     if path.name == "metrics.jsonl":
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [
-            {key: value for key, value in line.items() if not any(word in key for word in TIMED)}
-            for line in lines
-        ]
+        return [timeless(line) for line in read_lines(path)]
     if path.name == "results.json":
         results = json.loads(path.read_text())
         del results["command"], results["arguments"]["out"]
