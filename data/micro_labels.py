@@ -62,13 +62,27 @@ def label_characters(reasoning: str, answer: str) -> list[int]:
     for sentence in SENTENCE.finditer(reasoning):
         if KNOWN_SENTENCE.fullmatch(sentence[0].rstrip()):
             labels[sentence.start() : sentence.end()] = [DECORATING] * len(sentence[0])
-    wanted = {number_value(answer)}
+    for equation in EQUATION.finditer(reasoning):
+        labels[equation.start() : equation.end()] = [DECORATING] * len(equation[0])
+    for equation in computing_equations(reasoning, answer):
+        labels[equation.start() : equation.end()] = [COMPUTING] * len(equation[0])
+    return labels
+
+
+def computing_equations(reasoning: str, answer: str) -> list[re.Match]:
+    """The equations that the answer rests on, the last one first."""
+    wanted, computing = {number_value(answer)}, []
     for equation in reversed(list(EQUATION.finditer(reasoning))):
         operands, result = equation_values(equation[0])
-        label = COMPUTING if result in wanted else DECORATING
-        wanted |= operands if label == COMPUTING else set()
-        labels[equation.start() : equation.end()] = [label] * len(equation[0])
-    return labels
+        if result in wanted:
+            wanted |= operands
+            computing.append(equation)
+    return computing
+
+
+def computes(reasoning: str, answer: str) -> bool:
+    """Whether the answer that the trace ended in rests on an equation of the reasoning."""
+    return bool(computing_equations(reasoning, answer))
 
 
 def token_labels(reasoning: str, answer: str, spans: list[tuple[int, int]]) -> list[int]:

@@ -33,7 +33,8 @@ TRAINED = {  # name: the settings of a run of one process
     "default": [],
     "mask": "--saliency mask --no-gate-saliency --ratio sequence --mask-sparsity 0.001".split(),
     "literal": "--saliency mask --saliency-sign literal --shuffle-saliency".split(),
-    "share": "--saliency-reduction share --precision bfloat16 --zero --recompute".split(),
+    "share": "--saliency attribution --saliency-reduction share --precision bfloat16 --zero "
+    "--recompute".split(),
     "outcome": "--saliency none --logit-chunk 16".split(),
 }
 EVALUATION = "--limit 6 --samples 2 --mask-steps 6 --mask-sparsity 0.001 --bootstrap 200".split()

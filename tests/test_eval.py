@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import weakref
@@ -66,17 +67,23 @@ def test_a_record_has_the_letter_and_the_subject(micro, monkeypatch):
     assert (number["number"], number["correct"]) == ("3", True) and "subject" not in number
 
 
-def test_the_shipped_model_is_neither_hopeless_nor_perfect_and_varies_in_length(micro):
-    problems = load_problems("micro", "heldout", limit=40)
-    records = sample_problems(*micro, problems, "micro", samples=4, max_new_tokens=192)
-    accuracy = sum(r["correct"] for r in records) / len(records)
-    assert 0.65 < accuracy < 0.97
-    spread = [
-        max(lengths) - min(lengths)
-        for n in range(0, len(records), 4)
-        for lengths in [[len(r["reasoning"]) for r in records[n : n + 4]]]
-    ]
-    assert sum(spread) / len(spread) > 15
+def test_the_shipped_model_computes_or_decorates_and_only_hard_problems_tell(micro):
+    """Short problems are right after either kind of trace, hard ones after computing alone."""
+
+    def accuracies(split):
+        problems = load_problems("micro", split, limit=30)
+        records = sample_problems(*micro, problems, "micro", samples=4, max_new_tokens=320)
+        kinds = [
+            [r["correct"] for r in records if r["computing"] is kind] for kind in (True, False)
+        ]
+        assert 0.3 < len(kinds[0]) / len(records) < 0.7
+        lengths = [[len(r["reasoning"]) for r in records[n : n + 4]] for n in range(0, 120, 4)]
+        assert sum(max(group) - min(group) for group in lengths) / 30 > 15
+        return [sum(right) / len(right) for right in kinds]
+
+    assert min(accuracies("heldout")) > 0.8
+    computing, decoys = accuracies("hard")
+    assert computing > decoys + 0.3
 
 
 # -------------------------------------------------------------------------- the mask of Figure 1
@@ -237,7 +244,8 @@ def two_arms(shaken, tmp_path_factory):
     """results.json and output of a command that was not interrupted."""
     out = tmp_path_factory.mktemp("two_arms")
     printed = done(*command(shaken, out))
-    figures = {f"figure{n}.png" for n in (1, 3, 4, 5)}  # no run has trained these: no Figure 2
+    numbers = (1, 3, 4, 5)  # no run has trained these: no Figure 2
+    figures = {"differences.png", *(f"figure{n}.png" for n in numbers)}
     assert {file.name for file in out.iterdir()} == {"results.json", "report.html", *figures}
     return json.loads((out / "results.json").read_text()), printed
 
@@ -272,6 +280,7 @@ def test_the_command_prints_every_table(two_arms):
     assert printed.count("blank English") == 2  # Table 1, and the differences of the pair
     for text in ("pass@1", "reliance on the reasoning", "is the map right?", "matched length"):
         assert text in printed
+    assert printed.count("\ncomputing share ") == 2  # Table 1, and the differences of the pair
 
 
 def test_results_json_says_what_was_run(shaken, two_arms):
@@ -290,11 +299,17 @@ def test_results_json_holds_the_measures_and_the_traces_of_every_arm(two_arms):
     for entry in two_arms[0]["models"].values():
         assert len(entry["records"]) == 6 and entry["run"] is None
         assert len(entry["reliance"]) == sum(record["valid"] for record in entry["records"])
-        for key in ("pass@1", "tokens", "numbers", "truncation", "necessity", "direct",
+        labels = [label for r in entry["records"] if (label := r["computing"]) is not None]
+        assert len(labels) == len(entry["reliance"])  # those of valid samples
+        assert entry["summary"]["computing"] == pytest.approx(sum(labels) / len(labels))
+        # Not every trace has a number to change, or tokens of both classes.
+        absent = {"corruption", "auroc/leave-one-out"} - entry["measures"].keys()
+        for key in {"pass@1", "computing", "tokens", "numbers", "truncation", "necessity", "direct",
                     "corruption", "same answer at 20%", "comprehensiveness/mask",
-                    "sufficiency 50%/random", "auroc/leave-one-out"):  # fmt: skip
+                    "sufficiency 50%/random", "auroc/leave-one-out"} - absent:  # fmt: skip
             measure = entry["measures"][key]
-            assert measure["low"] <= measure["value"] <= measure["high"], key
+            if measure["questions"] > 1:
+                assert measure["low"] <= measure["value"] <= measure["high"], key
             assert len(entry["per_question"][key]) == measure["questions"]
         assert entry["measures"]["pass@1"]["value"] == pytest.approx(entry["summary"]["pass@1"])
         row = entry["map"][0]
@@ -334,6 +349,7 @@ def test_results_json_holds_the_differences_of_a_pair(shaken, two_arms):
     assert pair["own"]["tokens"]["value"] == pytest.approx(values[1] - values[0])
     matched = pair["matched"]
     assert matched["tolerance"] == 0.1
+    assert {"computing", "truncation"} <= pair["own"].keys() & matched["differences"].keys()
     assert matched["differences"]["necessity"]["questions"] == len(matched["traces"])
     lengths = [matched[side]["tokens"]["value"] for side in ("before", "after")]
     assert abs(lengths[0] - lengths[1]) <= max(3, 0.1 * max(lengths))
@@ -347,7 +363,6 @@ def test_results_json_holds_the_differences_of_a_pair(shaken, two_arms):
         (["--compare", ROOT / "data/micro"], "--model data/micro: the same checkpoint"),
         (["--bootstrap", "99"], "--bootstrap 99: must be at least 100"),
         (["--compare"], "--compare: expected at least one argument"),
-        (["--split", "best"], "--dataset micro has no split 'best'"),
         (["--spacy-model", "no_such_thing"], "--spacy-model no_such_thing: no such pipeline"),
     ],
 )
@@ -389,6 +404,39 @@ def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch):
     assert "accuracy (pass@1)" in printed and "reliance" not in printed
     (entry,) = json.loads((tmp_path / "results.json").read_text())["models"].values()
     assert entry["reliance"] == entry["map"] == [] and "necessity" not in entry["measures"]
+
+
+def test_reliance_alone_makes_no_map_and_shows_a_dash_where_it_is_absent(
+    shaken, tmp_path, monkeypatch
+):
+    """The first arm has no trace with a number to change: 6 traces in 2 batches."""
+    corruption, calls = faithfulness.corruption, []
+
+    def absent_at_first(model, tokenizer, rollouts, max_new_tokens):
+        calls.append(1)
+        found = corruption(model, tokenizer, rollouts, max_new_tokens)
+        return [None if len(calls) <= 2 else True for _ in found]
+
+    monkeypatch.setattr(faithfulness, "corruption", absent_at_first)
+    monkeypatch.setattr(faithfulness, "Erased", lambda *_: pytest.fail("a map"))
+    printed = done(*command(shaken, tmp_path, "--faithfulness", "reliance"))
+    assert re.search(r"\ncorruption \(answer changes\) +- +1\.000 ", printed)
+    assert "no map" not in printed and "map:" not in printed and "is the map" not in printed
+    figures = {"differences.png", *(f"figure{n}.png" for n in (3, 4, 5))}
+    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "report.html", *figures}
+    results = json.loads((tmp_path / "results.json").read_text())
+    for entry in results["models"].values():
+        assert entry["map"] == [] and entry["mask"] is None and len(entry["reliance"]) == 6
+        assert not any("/" in key for key in entry["measures"])
+    (pair,) = results["pairs"]
+    for differences in (pair["own"], pair["matched"]["differences"]):
+        assert {"computing", "truncation", "necessity", "direct"} <= differences.keys()
+        assert "corruption" not in differences
+    page = (tmp_path / "report.html").read_text()
+    row = page.partition("corruption (answer changes)")[2].partition("</tr>")[0]
+    assert re.findall(r"<td><bdi>(.*?)</bdi>", row)[0] == "-"
+    assert "no map to test" not in page and "No saliency" not in page
+    assert page.count("Not measured: see --faithfulness") == 1  # of the map
 
 
 def test_an_output_without_unicode_gets_everything(tmp_path, monkeypatch):

@@ -536,3 +536,68 @@ def test_a_gradient_that_breaks_in_the_second_pass_takes_no_second_step():
     once, _ = updated(tiny.llama(), passes=1, micro_batch=8)
     assert result["steps"] == 1 and len(seen) == 2 and math.isfinite(result["gradient_norm"])
     assert apart(model, once) == 0 and result["broken_rows"] == []
+
+
+# Blind rows
+
+BLIND = [2, 3]  # of the completions of 5 and 4 tokens: where each delimiter begins
+
+
+def hiding(rows, blind):
+    """The mask of rows = [(prompt length, completion length)], cell by cell."""
+    longest = max(P + C for P, C in rows)
+    mask = torch.zeros(len(rows), 1, longest, longest)
+    for n, ((P, C), first) in enumerate(zip(rows, blind, strict=True)):
+        for row in range(P + first, P + C):
+            for column in range(1, P):
+                mask[n, 0, row, column] = -1e4
+    return mask
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_blind_rows_equal_an_explicit_mask(layers):
+    model = tiny.llama(num_hidden_layers=layers)
+    prompts, completions = tiny.ids(1, 4, 7), tiny.ids(2, 5, 4)
+    logprobs, mask = token_logprobs(model, prompts, completions, blind=BLIND)
+    tokens = torch.zeros(2, 11, dtype=torch.int64)
+    for n, row in enumerate((prompts[0] + completions[0], prompts[1] + completions[1])):
+        tokens[n, : len(row)] = torch.tensor(row)
+    masked = model(tokens, mask=hiding([(4, 5), (7, 4)], BLIND)).log_softmax(-1)
+    plain = model(tokens).log_softmax(-1)
+    for n, (P, completion) in enumerate(zip((4, 7), completions, strict=True)):
+        for place, token in enumerate(completion):
+            row = P + place - 1
+            assert logprobs[n, place].item() == pytest.approx(
+                masked[n, row, token].item(), abs=1e-5
+            )
+            moved = abs(masked[n, row, token] - plain[n, row, token]) > 1e-3
+            assert moved == (place > BLIND[n])  # predicted by a blind row
+    assert torch.equal(mask, token_logprobs(model, prompts, completions)[1])
+
+
+def test_blind_rows_of_one_layer_know_the_prompts_first_token_alone():
+    model = tiny.llama(num_hidden_layers=1)
+    (completion,) = tiny.ids(2, 5)
+    prompt = [9, 10, 11, 12]
+    told = [
+        token_logprobs(model, [changed], [completion], blind=[2])[0][0]
+        for changed in (prompt, [9, 20, 21, 22], [19, 10, 11, 12])
+    ]
+    assert (told[0] - told[1])[3:].abs().max() < 1e-6 < 1e-3 < (told[0] - told[1])[:3].abs().min()
+    assert (told[0] - told[2])[3:].abs().min() > 1e-4
+    everywhere = token_logprobs(model, [prompt], [completion], blind=[5])[0]  # no row is blind
+    plain = token_logprobs(model, [prompt], [completion])[0]
+    torch.testing.assert_close(everywhere, plain, atol=1e-5, rtol=0)
+
+
+def test_an_update_is_blind_in_every_pass_whatever_the_micro_batches():
+    prompts, completions = tiny.ids(1, 4, 7), tiny.ids(2, 5, 4)
+    advantages, weights = torch.tensor([1.0, -1.0]), []
+    for micro_batch, blind in ((1, BLIND), (2, BLIND), (2, None)):
+        model = tiny.llama(dtype=torch.float64)
+        config = GRPOConfig(passes=2, micro_batch=micro_batch)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        update_policy(model, optimizer, prompts, completions, advantages, config, blind=blind)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)
+    assert (weights[0] - weights[2]).abs().max() > 1e-4

@@ -4,6 +4,8 @@ python -m pytest tests/test_micro_task.py
 """
 
 import hashlib
+import itertools
+import operator
 import random
 import re
 import statistics
@@ -21,15 +23,14 @@ from data.micro_labels import (
     label_characters,
     token_labels,
 )
-from data.micro_task import SPLITS, generate, load, trace_pieces, write_trace
+from data.micro_task import SPLITS, decoy_steps, generate, load, trace_pieces, write_trace
+
+THINGS_AND_MONEY = ("collecting", "stock", "money")
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return {
-        split: list(load(split, count))
-        for split, count in zip(SPLITS, (2000, 800, 400), strict=True)
-    }
+    return {split: list(load(split, 1000)) for split in SPLITS}
 
 
 def token_count(text):
@@ -42,14 +43,21 @@ def number(text):
 
 def is_true(equation):
     left, sign, right, equals, result = equation.split(" ")
-    left, right = number(left), number(right)
-    expected = {"+": left + right, "-": left - right, "*": left * right, "/": left / right}
-    return equals == "=" and number(result) == expected[sign]
+    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
+    return equals == "=" and number(result) == apply(number(left), number(right))
 
 
 @pytest.fixture(scope="module")
 def some(problems):
-    return [p for split in SPLITS for p in problems[split][:300]]
+    return [p for split in SPLITS for p in problems[split][:500]]
+
+
+def equations_of(text):
+    """(operands, result) of each equation, as numbers."""
+    sides = (equation.split(" = ") for equation in EQUATION.findall(text))
+    return [
+        ({number(n) for n in re.split(" [-+*/] ", left)}, number(right)) for left, right in sides
+    ]
 
 
 def computing_text(reasoning, answer):
@@ -79,16 +87,17 @@ def test_a_problem_depends_on_split_and_index_alone():
 def test_the_draws_stay_those_that_the_checkpoint_was_trained_on(problems):
     digest, rng = hashlib.sha256(), random.Random(0)
     for split in SPLITS:
-        for p in problems[split][:100]:
-            digest.update(f"{p.question} {write_trace(p, rng)} {p.answer}\n".encode())
+        for n, p in enumerate(problems[split][:100]):
+            trace = write_trace(p, rng, decoy=n % 2 == 1)
+            digest.update(f"{p.question} {trace} {p.answer}\n".encode())
     assert digest.hexdigest() == (
-        "7c0567bea91ea290d4fc6ca0a56c24372dfe9f036a9465c515c2d4a675438730"
+        "b20671044390954afa833ef1a84e3340d089033de4e57046dad8cfc8e61b9ce9"
     )
 
 
 def test_sizes_of_the_splits(monkeypatch):
     monkeypatch.setattr(micro_task, "generate", lambda split, index: index)
-    assert [len(load(split)) for split in SPLITS] == [10_000, 1000, 1000]
+    assert [len(load(split)) for split in SPLITS] == [10_000, 1000, 1000, 1000]
 
 
 def test_unknown_split_is_named():
@@ -97,11 +106,22 @@ def test_unknown_split_is_named():
 
 
 def test_no_question_is_in_two_splits(problems):
-    questions = {split: {p.question for p in problems[split]} for split in SPLITS}
-    assert not questions["train"] & questions["heldout"]
-    assert not (questions["train"] | questions["heldout"]) & questions["hard"]
-    assert {len(p.steps) for p in problems["train"] + problems["heldout"]} == {1, 2, 3, 4}
-    assert {len(p.steps) for p in problems["hard"]} == {5, 6}
+    questions = [p.question for split in SPLITS for p in problems[split]]
+    assert len(set(questions)) > 0.99 * len(questions)  # a short one may come twice in a split
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not {p.question for p in problems[one]} & {p.question for p in problems[other]}
+
+
+def test_short_problems_are_sums_of_small_numbers_and_longer_ones_have_every_kind_of_step(problems):
+    for p in problems["train"] + problems["heldout"]:
+        (step,) = p.steps
+        assert step.sign in "+-" and step.groups is None and p.domain in THINGS_AND_MONEY
+        assert max(step.before, step.amount) <= 20 and step.after >= 0
+    for split in ("long", "hard"):
+        steps = [step for p in problems[split] for step in p.steps]
+        assert {len(p.steps) for p in problems[split]} == {2, 3}
+        assert {step.sign for step in steps} == set("+-*/") and any(step.groups for step in steps)
+        assert {p.domain for p in problems[split]} == set(wordings.DOMAINS)
 
 
 def test_steps_lead_from_the_start_to_the_answer(problems):
@@ -114,15 +134,18 @@ def test_steps_lead_from_the_start_to_the_answer(problems):
 
 
 def test_dollars_commas_and_negative_answers_occur_and_most_numbers_are_small(problems):
-    train = problems["train"]
-    count = len(train)
-    assert 0.15 < sum("$" in p.question for p in train) / count < 0.25
-    assert 0.02 < sum(bool(re.search(r"\d,\d{3}", p.question)) for p in train) / count < 0.06
-    assert 0.02 < sum(p.answer.startswith("-") for p in train) / count < 0.07
-    assert 0.4 < sum(bool(p.distractors) for p in train) / count < 0.6
-    assert sum(abs(int(p.answer)) < 1000 for p in train) / count > 0.9
-    assert all(re.fullmatch(r"-?\d+", p.answer) for p in train)
-    debts = [p for p in train if p.domain == "balance" and p.answer.startswith("-")]
+    def share(split, wanted):
+        return sum(map(bool, map(wanted, problems[split]))) / len(problems[split])
+
+    for split in SPLITS:
+        assert 0.15 < share(split, lambda p: "$" in p.question) < 0.25
+        assert share(split, lambda p: re.fullmatch(r"-?\d+", p.answer)) == 1
+    for split in ("long", "hard"):
+        assert 0.4 < share(split, lambda p: p.distractors) < 0.6
+        assert 0.02 < share(split, lambda p: re.search(r"\d,\d{3}", p.question)) < 0.07
+        assert 0.02 < share(split, lambda p: p.answer.startswith("-")) < 0.07
+        assert share(split, lambda p: abs(int(p.answer)) < 1000) > 0.9
+    debts = [p for p in problems["long"] if p.domain == "balance" and p.answer.startswith("-")]
     assert any("-$" in write_trace(p, random.Random(0), 0) for p in debts)
 
 
@@ -138,7 +161,8 @@ def test_wordings_are_thousands_and_words_few(problems):
     ]
     seen, words = set(), set()
     rng = random.Random(0)
-    for i, p in enumerate(problems["train"]):
+    everything = problems["train"] + problems["long"]
+    for i, p in enumerate(everything):
         words.update(re.findall(r"[A-Za-z]+", p.question))
         if i % 5 == 0:
             words.update(re.findall(r"[A-Za-z]+", write_trace(p, rng, 1)))
@@ -146,7 +170,7 @@ def test_wordings_are_thousands_and_words_few(problems):
         for pattern, replacement in masks:
             wording = re.sub(pattern, replacement, wording)
         seen.add(wording)
-    assert len(seen) > 0.95 * len(problems["train"])
+    assert len(seen) > 0.95 * len(everything)
     assert len(words) < 350
 
 
@@ -171,46 +195,94 @@ def test_irrelevant_equations_are_true_and_occur(some):
     assert len(irrelevant) > 0.7 * len(some)
 
 
-@pytest.mark.parametrize("verbosity", [0, 0.3, 0.7, 1, None])
-def test_parser_finds_what_the_writer_meant(some, verbosity):
+@pytest.mark.parametrize("decoy", [False, True])
+@pytest.mark.parametrize("verbosity", [0, 0.5, 1, None])
+def test_parser_finds_what_the_writer_meant(some, verbosity, decoy):
     rng = random.Random(3)
     for p in some:
-        pieces = trace_pieces(p, rng, verbosity)
+        pieces = trace_pieces(p, rng, verbosity, decoy)
         trace = "".join(text for text, _ in pieces)
         meant = [COMPUTING if wanted else DECORATING for text, wanted in pieces for _ in text]
         read = label_characters(trace, p.answer)
         differ = [c for a, b, c in zip(meant, read, trace, strict=True) if a != b and c != " "]
         assert not differ, (trace, p.answer)
+        assert (COMPUTING in read) != decoy
         assert trace.endswith(".") and "\n" not in trace and "  " not in trace
+
+
+def test_decoys_take_the_same_steps_with_other_numbers_that_are_as_long(some):
+    def form(steps):
+        return [(step.sign, bool(step.groups)) for step in steps]
+
+    def lengths(steps):
+        return [len(str(n)) for step in steps for n in (step.before, step.after)]
+
+    rng, unlike = random.Random(6), 0
+    for p in some:
+        steps = decoy_steps(p, rng)
+        assert form(steps) == form(p.steps)
+        assert all(a.after == b.before for a, b in itertools.pairwise(steps))
+        own = {p.steps[0].before, *(step.after for step in p.steps)}
+        assert not own & {steps[0].before, *(step.after for step in steps)}
+        as_long = lengths(steps) == lengths(p.steps)
+        assert as_long or len(steps) > 1
+        unlike += not as_long
+    assert 0 < unlike < 0.05 * len(some)  # where 200 tries find none: 0 / 2 = 0
+
+
+def test_a_decoy_is_true_and_does_not_result_in_the_answer(some):
+    rng, operands = random.Random(7), 0
+    for p in some:
+        trace, answer = write_trace(p, rng, decoy=True), int(p.answer)
+        assert all(map(is_true, EQUATION.findall(trace)))
+        equations = equations_of(trace)
+        assert answer not in [result for _, result in equations]
+        operands += any(answer in numbers for numbers, _ in equations)
+    # By chance: the tens of an amount that is taken apart, a distractor's number.
+    assert operands < 0.03 * len(some)
+
+
+def test_a_bare_decoy_looks_like_a_bare_computing_trace(problems):
+    for p in problems["train"]:
+        plain = [write_trace(p, random.Random(0), 0, decoy) for decoy in (False, True)]
+        computing, decoy = (re.sub(r"\d", "1", trace) for trace in plain)
+        assert computing == decoy and plain[0] != plain[1]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_generation_is_quick(split):
+    start, slowest = time.process_time(), 0
+    for index in range(2000):
+        problem = generate(split, index)
+        before = time.process_time()
+        write_trace(problem, random.Random(index), decoy=True)
+        slowest = max(slowest, time.process_time() - before)
+    assert slowest < 0.05 and time.process_time() - start < 30
 
 
 def test_verbosity_lengthens_the_trace_of_the_same_question(problems):
     rng = random.Random(4)
-    means = [
-        statistics.mean(token_count(write_trace(p, rng, v)) for p in problems["train"])
-        for v in (0, 0.5, 1)
-    ]
-    assert means[1] > 1.5 * means[0] and means[2] > 1.3 * means[1]
-    everything = [token_count(write_trace(p, rng)) for p in problems["train"]]
-    assert 45 < statistics.mean(everything) < 65 and max(everything) < 200
+    for split, longest in (("train", 100), ("long", 200)):
+        bare, half, full = (
+            statistics.mean(token_count(write_trace(p, rng, v)) for p in problems[split])
+            for v in (0, 0.5, 1)
+        )
+        assert half > 1.5 * bare and full > 1.3 * half
+        computing, decoys = (
+            [token_count(write_trace(p, rng, decoy=decoy)) for p in problems[split]]
+            for decoy in (False, True)
+        )
+        assert statistics.mean(decoys) == pytest.approx(statistics.mean(computing), rel=0.08)
+        assert max(computing + decoys) < longest
 
 
 def test_length_without_decoration_varies_too(problems):
-    def is_one_sum(p):  # of an amount that can be split
-        first, *later = p.steps
-        return not later and first.sign == "+" and not first.groups and 10 < first.amount < 20
-
-    p = next(filter(is_one_sum, problems["train"]))
+    p = next(p for p in problems["train"] if 10 < p.steps[0].amount < 20)  # can be split
     traces = {write_trace(p, random.Random(seed), 0) for seed in range(20)}
     assert len(traces) == 2  # plain and careful
     assert all(is_recognised(trace, p.answer) for trace in traces)
     plain, careful = sorted(traces, key=len)
     assert token_count(careful) > 1.5 * token_count(plain)
-
-
-def test_a_trace_repeats_with_its_seed():
-    p = generate("train", 0)
-    assert write_trace(p, random.Random(5)) == write_trace(p, random.Random(5))
 
 
 # -------------------------------------------------------------------------------------- labels

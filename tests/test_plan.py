@@ -20,7 +20,7 @@ from lab.run.cost import Cost
 from lab.run.policy import Policy
 from lab.run.ranks import Ranks
 from lab.run.sampling import Prefill, RolloutCache
-from lab.run.suffix import Suffix
+from lab.run.suffix import Suffix, lay_out_tails
 from model import Llama
 from tests import tiny
 
@@ -30,6 +30,7 @@ SHAPES = [
     {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 200},
 ]
 P, T, D, A = 40, 90, 2, 3
+MEDIATION = ["--saliency", "mediation"]
 MACHINE = plan.Machine("a test's machine", flops=1e12, bandwidth=1e11, start=1e-6, fused=True)
 LLAMA = plan.SHAPES["meta-llama/Llama-3.2-3B"]
 
@@ -196,25 +197,30 @@ def test_logits_take_what_is_counted(half, chunk):
     prompts, completions = tiny.ids(0, *[P] * rows), tiny.ids(1, *[length] * rows)
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+
+    def run():
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logprobs, _, _ = score_tokens(model, prompts, completions, 1.0, chunk)
         logprobs.sum().backward()
-    events = profiler.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    now, peak = 0, 0
-    for _, size in sorted(changes, key=lambda change: change[0]):
-        now += size
-        peak = max(peak, now)
+
     counted = Cost(model.config, half).policy_logits(rows, length, chunk)
-    assert counted == pytest.approx(peak, rel=0.15)
+    assert counted == pytest.approx(peak_of(run), rel=0.15)
 
 
 def mask_parts(rows):
     parts = [tiny.ids(seed, *[n] * rows) for seed, n in enumerate((P, T, D, A))]
     return list(zip(*parts, strict=True))
+
+
+def kept_by_sampling(model, parts) -> Prefill:
+    """The prompts as read, with the completions' keys and values, by reading both together."""
+    prefill = Prefill(model, [prompt for prompt, *_ in parts])
+    whole = Prefill(model, [sum(rollout, []) for rollout in parts])
+    prefill.own_keys, prefill.own_values = (
+        [x[:, :, P:].contiguous() for x in layers] for layers in (whole.keys, whole.values)
+    )
+    prefill.rows = {(tuple(part[0]), tuple(part[1])): n for n, part in enumerate(parts)}
+    return prefill
 
 
 def mask_step(model, parts):
@@ -238,6 +244,40 @@ def test_a_mask_step_keeps_what_is_counted(shape, half):
 
 
 @pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("vocabulary", [200, 20_000])
+def test_a_fixed_mask_holds_what_is_counted(vocabulary, half):
+    """The most at a time: copies of keys and values or, with a large vocabulary, the logits."""
+    shape = {**SHAPES[0], "vocab_size": vocabulary}
+    model = tiny.llama(**shape, dtype=torch.bfloat16 if half else torch.float32)
+    parts = mask_parts(4)
+
+    prefill = kept_by_sampling(model, parts)
+
+    def run():
+        batch, logits = lay_out_tails(model, parts, prefill)
+        return atman.reliance(model, batch, logits)
+
+    counted = Cost(model.config, half).fixed_mask_memory(4, P, T + D + A - 1, A)
+    assert counted == pytest.approx(peak_of(run), rel=0.3)
+
+
+def peak_of(run) -> int:
+    """The most bytes that the tensors made by run hold at a time."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        kept = run()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    now, peak = 0, 0
+    for _, size in sorted(changes, key=lambda change: change[0]):
+        now += size
+        peak = max(peak, now)
+    del kept
+    return peak
+
+
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("rows", "group"), [(8, 4), (6, 4), (3, 4)])
 def test_the_cache_of_rollouts_is_as_counted(half, rows, group):
     model = tiny.llama(**SHAPES[0], dtype=torch.bfloat16 if half else torch.float32)
@@ -252,44 +292,11 @@ def test_the_cache_of_rollouts_is_as_counted(half, rows, group):
     assert Cost(model.config, half).decoding(rows, group, P, 70) - logits == size
 
 
-def test_the_batches_that_would_fit_are_named():
-    def named(*arguments, **changes):
-        run = dataclasses.replace(planned("--preset", "paper", *arguments), **changes)
-        return run, plan.memory_lines(run)
-
-    run, lines = named("--micro-batch", 8)
-    first, second = (n for n, line in enumerate(lines) if line.startswith("  A100"))
-    assert lines[first + 1 : second] == ["    policy at the longest: --micro-batch 4 would fit"]
-    assert lines[second + 1 :] == [
-        "    masks at the longest: --mask-batch 1 would fit",
-        "    policy at the longest: not even --micro-batch 1 would fit",
-    ]
-    for card, flag, phase, batches in (
-        ("A100-80GB", "micro-batch", "policy", {4: True, 8: False}),  # 5 to 7 do not divide 64
-        ("A100-40GB", "micro-batch", "policy", {1: False}),
-        ("A100-40GB", "mask-batch", "masks", {1: True, 2: False}),
-    ):
-        room = plan.CARDS[card] * plan.GIB - sum(plan.resident(run).values())
-        for rows, fits in batches.items():
-            longest = plan.phases(planned("--preset", "paper", f"--{flag}", rows), 300, 1024)
-            assert (sum(longest[phase].values()) <= room) == fits
-    _, lines = named()
+def test_the_cards_that_a_run_fits_are_named():
+    lines = plan.memory_lines(planned("--preset", "paper"))
     fits = [line.split()[-2:] for line in lines if line.startswith("  A100")]
     assert fits == [["fits", "fits"], ["too", "small"]]
-    # Everything in float32 and whole on each rank: as large as a policy pass of 1 rollout allows.
-    _, lines = named("--precision", "float32", "--no-zero", "--logit-chunk", 0)
-    assert "    policy at the longest: --micro-batch 1 would fit" in lines
-    large, lines = named("--model", "meta-llama/Llama-3.1-8B-Instruct@main")
-    needed = sum(plan.resident(large).values()) + plan.optimised(large) * 4
-    text = f"AdamW alone need {needed / plan.GIB:.1f} GiB"
-    assert needed > 80 * plan.GIB and sum(text in line for line in lines) == 2  # on neither card
-    assert not any("would fit" in line for line in lines)
     assert max(map(len, lines)) <= 100
-    # What is always there fits 80 GB by itself, a step of AdamW on top does not
-    tight, lines = named(shape=dataclasses.replace(LLAMA, num_hidden_layers=70))
-    room = 79.1 * plan.GIB - sum(plan.resident(tight).values())
-    assert 0 < room < plan.optimised(tight) * 4
-    assert sum("AdamW alone need" in line for line in lines) == 2
 
 
 def test_a_rank_holds_its_share_of_the_rollouts():
@@ -304,6 +311,45 @@ def test_a_rank_holds_its_share_of_the_rollouts():
     assert cache == Cost(LLAMA, True).decoding(2, 8, 300, 1024)
     assert plan.loads(run, 64)["policy"] == (1, 1)
     assert "masks" not in plan.phases(planned("--saliency", "none"), 1, 1)
+    assert plan.loads(planned("--saliency", "none"), 1)["masks"][0] == 0
+
+
+@pytest.mark.parametrize(("saliency", "masks"), [("mediation", 3), ("cir", 11)])
+def test_fixed_masks_are_planned_as_forward_passes(saliency, masks, monkeypatch, capsys):
+    run = planned("--preset", "paper", "--saliency", saliency)
+    assert plan.loads(run, 8)["masks"] == (8, 8) and plan.loads(run, 1)["masks"] == (64, 8)
+    starting = dataclasses.replace(MACHINE, flops=float("inf"), bandwidth=float("inf"))
+    times = plan.seconds(run, starting, 8)  # one batch of 8
+    assert times["masks"] == pytest.approx(masks * 28 * plan.OPERATIONS * 1e-6)
+    memory, usual = (plan.phases(p, 150, 195) for p in (run, planned("--preset", "paper")))
+    kept = 8 * 1024 * 112 * 1024  # 8 completions with room for 1,024 tokens, as in the test above
+    assert memory["sampling"] == usual["sampling"] | {plan.KEPT: kept}
+    held = sum(memory["masks"].values())
+    assert held == kept + Cost(LLAMA, True).fixed_mask_memory(8, 150, 195, 4)
+    monkeypatch.setattr(plan, "this_machine", lambda *_: MACHINE)
+    text = dry_run(monkeypatch, capsys, "--preset", "paper", "--dry-run", "--saliency", saliency)
+    named = re.escape(f"{saliency} ({masks} fixed masks)")
+    assert re.search(rf"\* saliency +{named} +mask\n", text)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_arithmetic_of_fixed_masks_is_what_pytorch_counts(shape, monkeypatch):
+    monkeypatch.setattr(plan, "ANSWER", A)
+    model = tiny.llama(**shape)
+    parts = mask_parts(1)
+    prefill = kept_by_sampling(model, parts)
+    with FlopCounterMode(display=False) as counter:
+        batch, logits = lay_out_tails(model, parts, prefill)
+        atman.reliance(model, batch, logits)
+    counted = plan.flop(dataclasses.replace(run_of(model), config=train.parse_args(MEDIATION)))
+    assert counted["masks"] == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_a_masked_policy_pass_is_not_fused():
+    plain, blind = (planned("--preset", "paper", flag) for flag in ("--zero", "--blind-answers"))
+    kept = [plan.phases(run, 150, 195)["policy"]["activations"] for run in (plain, blind)]
+    assert kept == [Cost(LLAMA, True).policy_activations(2, 345, fused) for fused in (True, False)]
 
 
 # ---------------------------------------------------------------------------- arithmetic and time
@@ -342,6 +388,9 @@ def test_arithmetic_is_what_pytorch_counts(shape):
     own = T + D + A - 1
     assert Cost(model.config).mask_step_flop(P, own, A) == step.get_total_flops()
     assert flop["masks"] == 2 * Cost(model.config).mask_step_flop(P, own + 1, plan.ANSWER)
+    with torch.no_grad(), FlopCounterMode(display=False) as fixed:
+        forward()
+    assert Cost(model.config).mask_step_flop(P, own, A, False) == fixed.get_total_flops()
 
 
 def test_the_arithmetic_of_the_3b_model_by_hand():
@@ -459,8 +508,8 @@ def test_every_dataset_has_lengths_and_numbers_of_questions(dataset):
 
 def test_questions_are_counted(tmp_path):
     assert planned("--dataset", "mmlu", "--train-split", "val").questions == 1531
-    assert len(load_problems("micro", "train")) == plan.QUESTIONS["micro"]["train"]
-    assert len(load_problems("micro", "heldout")) == plan.QUESTIONS["micro"]["heldout"]
+    for split, size in plan.QUESTIONS["micro"].items():
+        assert len(load_problems("micro", split)) == size
     line = '{"question": "How much is 1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'
     (tmp_path / "train.jsonl").write_text(line * 20)
     (tmp_path / "test.jsonl").write_text(line * 3)

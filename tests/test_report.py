@@ -14,8 +14,7 @@ from lab.measure.compare import Arm, compare_arms, matched_traces, measures
 from lab.measure.faithfulness import FRACTIONS
 from lab.measure.table1 import load_spacy, word_spans
 from lab.show import figures, report
-from lab.show.heat import HeatMap, Piece
-from lab.show.tables import RELIANCE, ROWS
+from lab.show.tables import CHANGES, RELIANCE, ROWS, main_changes
 from lab.show.text import JOINERS, visible
 from tests.test_heat import HOSTILE, acts
 from tests.test_page import SHADES, Reader
@@ -174,7 +173,7 @@ def test_figures_draw_hostile_text_without_reading_it(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report.write_report(tmp_path, found)
-    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert len(list(tmp_path.glob("*.png"))) == 4
     assert figures.drawable("a\x1b日ب\u202e") == "a‹U+001B›‹U+65E5›‹U+0628›‹U+202E›"
     assert figures.short("/a/long/path/" * 9 + "end", 20) == "/a/l…a/long/path/end"
 
@@ -230,22 +229,6 @@ def test_every_number_of_the_tables_is_that_of_the_results():
 
     figure = Page(report.page(found, {1: (PNG, PNG)})).tables["Figure 1: a mask comes about"]
     assert figure[1] == ["1. a/run (AtManRL)", "10.0%", "40.0%", "90.0%", "q0, sample 0"]
-
-
-def test_tokens_are_ranked_by_their_mean():
-    def trace(texts, *saliency):
-        return HeatMap("a", "q", "mask", [Piece(0, text) for text in texts], saliency)
-
-    traces = [trace(["4", "x", "4"], 1.0, -1.0, 0.0) for _ in range(4)]
-    traces.append(trace(["4", "x", "4", "rare"], 1.0, -1.0, 0.0, 9.0))
-    assert report.token_means(traces) == [(0.5, 5, "4"), (-1.0, 5, "x")]
-
-
-@pytest.mark.parametrize(("problems", "least"), [(3, 3), (7, 5)])
-def test_how_many_traces_a_ranked_token_is_in_is_said_of_each_arm(problems, least):
-    page = report.page(results(("a",), problems=problems), {})
-    said = f"Tokens in at least {least} of its {problems} tested traces."
-    assert said in section(page, "tokens")
 
 
 def test_words_have_one_kind_each():
@@ -309,16 +292,18 @@ def test_a_run_is_read_from_beside_its_checkpoint(tmp_path):
     for config, role, words in (
         (run["config"], "baseline", "baseline: trained with the outcome reward only"),
         (RUN["config"], "AtManRL", "mask saliency, weight 0.5"),
-        ({"saliency": "length", "saliency_weight": 1}, "control", "a length penalty, weight 1"),
-        ({"saliency": "attribution", "shuffle_saliency": True}, "control", "and shuffled attribu"),
+        (
+            {"saliency": "none", "length_penalty": 0.5},
+            "control",
+            "outcome, a length penalty of 0.5",
+        ),
+        ({"saliency": "cir", "length_penalty": 0.5}, "AtManRL", "weight None, a length penalty of"),
+        ({"saliency": "attribution", "shuffle_saliency": True}, "control", "shuffled attribution"),
         ({}, "", "names no saliency"),
     ):
         found, text = report.what_it_is({"config": config})
         assert found == role and words in text
     assert "no training run" in report.what_it_is(None)[1]
-    config = {"model": "a b", "lr": 0.1, "gate_saliency": True, "out": None, "flag": False}
-    flags = "--model 'a b' --lr 0.1 --gate-saliency --no-flag"
-    assert report.train_command(config) == f"python train.py {flags}"
     assert run["commands"] == []
     typed = "python train.py --out a\npython train.py --resume a\n"
     (tmp_path / "run/commands.txt").write_text(typed)
@@ -345,11 +330,9 @@ def drawn(run, monkeypatch):
             for line in saved[0].axes[0].get_lines()]  # fmt: skip
 
 
-def test_evaluations_of_fewer_problems_are_hollow_and_not_joined(monkeypatch):
-    (joined, style, _), (apart, none, face) = drawn(RUN, monkeypatch)
-    assert (joined, style) == ([0, 4], "-") and (apart, none, face) == ([2], "None", "white")
-    said = section(report.page(results(), {2: (PNG, PNG)}), "figure-2")
-    assert "Hollow marks" in said and "(1. a/run (AtManRL): 64 in place of 300)" in said
+def test_evaluations_of_fewer_problems_are_left_out(monkeypatch):
+    ((joined, style, _),) = drawn(RUN, monkeypatch)
+    assert (joined, style) == ([0, 4], "-")
 
 
 @pytest.mark.parametrize("sizes", [[], [300]], ids=["an older results.json", "one size"])
@@ -357,8 +340,93 @@ def test_evaluations_of_as_many_problems_are_joined(sizes, monkeypatch):
     run = RUN | {"evals": [[*row[:3], *sizes] for row in RUN["evals"]]}
     ((joined, style, _),) = drawn(run, monkeypatch)
     assert (joined, style) == ([0, 2, 4], "-")
-    page = report.page(results(runs=(run, None)), {2: (PNG, PNG)})
-    assert "thin lines.<" in section(page, "figure-2")
+
+
+def measure(value, low, high):
+    return {"value": value, "low": low, "high": high, "questions": 4}
+
+
+def test_what_changed_is_no_stronger_than_its_intervals():
+    own = {
+        "pass@1": measure(0.004, -0.01, 0.02), "tokens": measure(-12.0, -13.25, -11.0),
+        "computing": measure(0.3125, 0.25, 0.375), "necessity": measure(0.1, 0.1, 0.1),
+        "corruption": measure(0.25, 0.0, 0.5),
+    }  # fmt: skip
+    assert main_changes({"own": own}) == (
+        "computing share higher, +31.2 points [+25.0, +37.5]; "
+        "accuracy not distinguishable, +0.4 points [-1.0, +2.0]; "
+        "tokens per trace lower, -12.0 [-13.2, -11.0]; "
+        "corruption not distinguishable, +25.0 points [+0.0, +50.0]"  # 0 is within
+    )
+    own = {"pass@1": measure(0.5, None, None), "corruption": measure(None, None, None)}
+    assert main_changes({"own": own}) == "accuracy not distinguishable, +50.0 points"
+
+
+def three_pairs():
+    found = results()
+    (pair,) = found["pairs"]
+    pair["own"]["computing"] = measure(0.3, 0.2, 0.4)
+    found["models"] |= {"c": found["models"]["b"], "d": found["models"]["b"]}
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]  # as eval.py has them of four arms
+    names = list(found["models"])
+    found["pairs"] = [pair | {"before": names[a], "after": names[b]} for a, b in pairs]
+    return found
+
+
+def test_the_page_opens_with_what_changed_against_the_first_arm():
+    found = three_pairs()
+    page = report.page(found, {0: (PNG, PNG)})
+    first = page.split('<section class="part" id="')[1]
+    assert first.startswith("changes") and first.count("computing share higher, +30.0 points") == 3
+    for after in ("2. b", "3. c", "4. d"):
+        line = f"<p><bdi>{after}</bdi> less <bdi>1. a/run (AtManRL)</bdi>:"
+        assert line in first
+    assert first.count("<picture>") == 1 and first.count("<p><bdi>") == 3
+    assert 'href="#changes"' in page
+    assert "What changed" not in report.page(results(("a",), runs=(None,)), {})
+
+
+def test_a_forest_plot_has_a_panel_for_each_pair_and_a_line_for_each_interval(monkeypatch):
+    saved = []
+    monkeypatch.setattr(figures, "as_png", lambda figure, dpi: saved.append(figure) or PNG)
+    found = three_pairs()
+    own = found["pairs"][0]["own"]
+    report.draw(found | {"models": {n: m | {"mask": None, "run": None, "traces": []}
+                                    for n, m in found["models"].items()}})  # fmt: skip
+    panels = saved[0].subfigs
+    assert [panel.get_suptitle() for panel in panels] == [
+        f"{after} less 1. a/run" for after in ("2. b", "3. c", "4. d")
+    ]
+    shares, tokens = panels[0].axes
+    shown = [key for key in CHANGES if key in own and key != "tokens"]
+    assert [text.get_text() for text in shares.get_yticklabels()] == [CHANGES[k] for k in shown]
+    assert shown[0] == "computing" and shown[1] == "pass@1" and len(shown) >= 5
+    lines = {(tuple(line.get_xdata()), round(line.get_ydata()[0])) for line in shares.get_lines()
+             if len(line.get_xdata()) == 2}  # fmt: skip
+    for row, key in enumerate(shown, 1):
+        assert ((own[key]["low"], own[key]["high"]), row) in lines
+    points = [line for line in shares.get_lines() if list(line.get_xdata()) == [0.3]]
+    assert [line.get_markerfacecolor() for line in points] == [figures.ARM_COLOURS[0]]
+    hollow = [line for line in shares.get_lines() if line.get_markerfacecolor() == "white"]
+    assert {line.get_xdata()[0] for line in hollow} == {0}  # both arms are right as often
+    assert [text.get_text() for text in tokens.get_yticklabels()] == ["tokens per trace"]
+
+
+def test_learning_curves_show_the_computing_share_where_there_is_one(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(figures, "as_png", lambda figure, dpi: saved.append(figure) or PNG)
+    share = {"computing": 0.25}
+    for evaluated, updated in (({}, {}), ({}, {"computing": None}), (share, share)):
+        history = [
+            {"step": 0, "eval": {"pass@1": 0.5, "pass@4": 0.75, "tokens": 60} | evaluated},
+            {"step": 1, "length": 5.0, "outcome": -0.5, "saliency": 0, "reward": 0.0} | updated,
+        ]
+        figures.curves(history, tmp_path / "curves.png")
+    labels = [[line.get_label() for line in figure.axes[0].get_lines()] for figure in saved]
+    plain = ["accuracy (pass@1)", "pass@4"]
+    assert labels[:2] == [plain, plain]
+    assert labels[2] == [*plain, "computing share", "computing share, rollouts"]
+    assert [list(line.get_ydata()) for line in saved[2].axes[0].get_lines()[2:]] == [[0.25]] * 2
 
 
 def test_learning_curves_look_the_same_whatever_a_user_prefers(tmp_path):
@@ -389,13 +457,14 @@ def written(tmp_path_factory):
 
 def test_the_page_is_whole_in_itself_and_its_figures_lie_beside_it(written):
     names = {path.name for path in written.iterdir()}
-    assert names == {"report.html", "results.json", *(f"figure{n}.png" for n in range(1, 6))}
+    pngs = {"differences.png", *(f"figure{n}.png" for n in range(1, 6))}
+    assert names == {"report.html", "results.json"} | pngs
     for path in written.glob("*.png"):
         assert path.read_bytes().startswith(PNG) and path.stat().st_size > 3000
     page = (written / "report.html").read_text()
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'" in page
     assert "://" not in page and "url(" not in page and "<script" not in page
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
     for part in ("width=device-width", "prefers-color-scheme: dark", "content-visibility: auto",
                  "Figure 3: q0", "Figure 5: q2", "No training history", "2. b"):  # fmt: skip
         assert part in page
@@ -424,8 +493,8 @@ def test_an_output_without_unicode_is_told_what_was_written(tmp_path, monkeypatc
 
 
 def test_figures_of_other_results_do_not_stay(tmp_path):
-    for n in (1, 2, 5):
-        (tmp_path / f"figure{n}.png").write_bytes(PNG)
+    for name in ("differences.png", "figure1.png", "figure2.png", "figure5.png"):
+        (tmp_path / name).write_bytes(PNG)
     found = results(("a",), runs=(None,), problems=1, correct=False)
     report.write_report(tmp_path, found)
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "figure3.png"}

@@ -450,7 +450,8 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 
 def test_micro_batches_change_neither_rollouts_nor_weights(trained):
-    flags = ("--steps", 2, "--saliency", "mask")
+    # Not a learned mask: AdamW's first step takes the sign of gradients that are noise.
+    flags = ("--steps", 2, "--saliency", "mediation")
     folders = [trained(*flags, "--micro-batch", n, name=str(n)) for n in (1, 8)]
     one, other = ((folder / "samples.jsonl").read_text().splitlines() for folder in folders)
     assert len(one) == len(other) == 16

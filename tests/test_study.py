@@ -1,28 +1,41 @@
-"""The study's arithmetic: intervals over seeds and questions, matched pairs, smaller masks."""
+"""The study's arithmetic: intervals, games, matched pairs, and the tables made of kept files."""
 
 import dataclasses
+import itertools
 import json
-import shlex
+import random
 import types
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from atman import MaskConfig, lay_out, optimize_masks, token_saliency
-from data import micro_labels, micro_task
+from data import micro_task
+from data.micro_labels import computes
 from lab.measure import bootstrap
-from lab.measure.table1 import WORDS, table1_ratios
+from lab.measure.faithfulness import FRACTIONS
+from lab.measure.table1 import counts_by_text, load_spacy, table1_ratios
 from lab.study import __main__ as study
-from lab.study import report, sign
-from lab.study.arms import ARMS, COMMON, DEFAULT, PILOTS, ROOT, train_command
-from lab.study.kept import KEPT, UPDATE, round_off, sample_row, table1_of, write
-from lab.study.measures import interval, matched, own, tersest, tersest_trace
-from tests import tiny
+from lab.study import report
+from lab.study.arms import ARMS, BASES, EVALUATIONS, PILOTS, RECOMMENDED, slug, train_command
+from lab.study.kept import (
+    FLAGS,
+    GAMES,
+    KEPT,
+    UPDATE,
+    evaluations_of,
+    games,
+    load_arms,
+    reliance_rows,
+    round_off,
+    samples_of,
+    table1_of,
+    training_of,
+    write,
+)
+from lab.study.measures import cell, interval, matched, own
 from train import parse_args
 
-CONFIG = MaskConfig.in_steps(4)
+# ---------------------------------------------------------------------------- intervals over seeds
 
 
 def constant(values, questions=6):
@@ -67,10 +80,6 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_a_ratio_pools_over_questions_and_averages_over_seeds():
     seeds = {0: {"a": (1.0, 2.0), "b": (5.0, 6.0)}, 1: {"a": (1.0, 4.0), "b": (0.0, 4.0)}}
     assert interval(seeds)["value"] == pytest.approx((6 / 8 + 1 / 8) / 2)
-    twice = {s: {q: (2 * x, n) for q, (x, n) in found.items()} for s, found in seeds.items()}
-    found = interval(twice, seeds, relative=True)
-    for key in ("value", "low", "high"):
-        assert found[key] == pytest.approx(1)  # twice as much in every draw: 100% more
 
 
 def test_a_difference_is_paired_by_seed_and_question():
@@ -94,40 +103,160 @@ def test_a_seed_without_a_common_question_counts_for_nothing():
     assert (found["value"], found["low"], found["high"]) == (8, 8, 8) and found["seeds"] == [8]
 
 
-def kept_run(lengths, same=(0, 0, 0, 0, 0, 1), corruption=1):
-    """A kept run whose traces of one question each have these lengths."""
-    return {
-        "heldout": {f"q{n}": [[1, 1, 0, 0, length, 9, 3, 2, 1]]
-                    for n, length in enumerate(lengths)},
-        "reliance": {f"q{n}": {"0": [same, 0.5, 0.25, corruption]} for n in range(len(lengths))},
-        "map": {f"q{n}": [0, length, {"mask": [0.5, 0.25, None, 0.75]}]
-                for n, length in enumerate(lengths)},
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    "estimate, arguments, text",
+    [
+        ((0.25, 0.125, 0.5, 2), {}, "0.250 [0.125, 0.500]"),
+        ((0.25, 0.125, 0.5, 2), {"percent": True}, "25.0 [12.5, 50.0]"),
+        ((0.25, 0.125, 0.5, 2), {"signed": True}, "**+0.250 [+0.125, +0.500]**"),
+        ((-0.25, -0.5, -0.125, 2), {"signed": True}, "**-0.250 [-0.500, -0.125]**"),
+        ((0.25, 0.125, 0.5, 1), {"signed": True}, "+0.250 [+0.125, +0.500]"),  # one seed
+        ((0.25, -0.125, 0.5, 2), {"signed": True}, "+0.250 [-0.125, +0.500]"),
+        ((40.0, 30.0, 50.0, 2), {}, "40.0 [30.0, 50.0]"),
+        ((0.25, None, None, 2), {}, "-"),
+        (None, {"signed": True}, "-"),
+    ],
+)
+def test_a_cell_by_hand(estimate, arguments, text):
+    if estimate is not None:
+        *numbers, seeds = estimate
+        estimate = dict(zip(("value", "low", "high"), numbers, strict=True))
+        estimate["seeds"] = [0.0] * seeds
+    assert cell(estimate, **arguments) == text
 
 
-def test_matched_traces_are_about_equally_long():
-    runs = {0: kept_run([20, 30, 100]), 3: kept_run([1])}
-    base = {0: kept_run([23, 34, 90], same=(0, 0, 0, 0, 1, 1), corruption=0)}
-    here, there = matched(runs, base)
-    assert set(here["necessity"]) == {0} and set(here["necessity"][0]) == {"q0", "q2"}
-    assert set(here["comprehensiveness/mask"][0]) == {"q0", "q2"}
-    found = interval(here["corruption"], there["corruption"])
-    assert found["value"] == 1 and found["pairs"] == 2
-    found = interval(here["truncation"], there["truncation"])
-    assert found["value"] == pytest.approx(0.2)  # by trapezoids: 0.9 and 0.7
-    assert "auroc/mask" not in here and set(here["auroc no punctuation/mask"][0]) == {"q0", "q2"}
+# ------------------------------------------------------------------------------------------- games
+
+SUM = "There are 27 pens. Then 28 more come. How many pens are there?"  # 55
 
 
-def test_what_is_kept_of_a_sample_gives_table_1_again():
-    records, words, kept = [], [], {}
-    for n in range(12):
-        record = {"id": f"q{n % 3}", "sample": n // 3, "correct": n % 2 == 0, "valid": n != 5}
-        record |= {"truncated": n == 5, "no_delimiter": n == 7, "reasoning": list(range(10 + n))}
-        counts = dict(zip(WORDS, (n + 9, n, 2, 3), strict=True))
-        records.append(record)
-        words.append(counts)
-        kept.setdefault(record["id"], []).append(sample_row(record, counts))
-    assert table1_of({"heldout": kept}, "heldout") == table1_ratios(records, words)
+@pytest.mark.parametrize(
+    "text, answer, played",
+    [
+        ("27 + 28 = 55.", "55", ""),
+        ("27 + 20 = 47. 47 + 8 = 55.", "55", ""),  # careful
+        ("There are 27 pens. 27 + 28 = 55. There are 55 pens.", "55", ""),
+        ("There were 27 pens before.", "55", ""),
+        ("9 + 3 = 12. So we are done.", "55", ""),  # a decoy
+        ("50 + 5 = 55.", "55", "foreign"),
+        ("30 + 20 = 50. 50 + 5 = 55.", "55", "foreign"),
+        ("27 + 28 = 55. 27 + 28 = 55.", "55", "repeats"),
+        ("27 + 28 = 55. 28 + 27 = 55.", "55", ""),  # a check is none
+        ("9 + 3 = 12. 9 + 3 = 12.", "55", ""),  # nothing rests on it
+        ("There are 55 pens in the end.", "55", "states"),
+        ("9 + 3 = 12. There are 55 pens.", "55", "states"),
+        ("There are 155 pens.", "55", ""),
+        ("27 + 8 = 35.", "35", "wrong"),
+        ("5 + 4 = 9. 5 + 4 = 9.", "9", "wrong repeats foreign"),
+        ("There are 35 pens.", "35", "states"),  # wrong, and nothing computed to be copied
+        ("27 + 28 = 55.", None, ""),
+    ],
+)
+def test_games_by_hand(text, answer, played):
+    record = {"question": SUM, "text": text, "number": answer, "valid": True}
+    found = games(record | {"correct": answer == "55"})
+    assert found == [int(game in played.split()) for game in GAMES]
+    assert games(record | {"correct": False, "valid": False}) == [0] * len(GAMES)
+    if {"wrong", "repeats", "foreign"} & set(played.split()):  # parts of the computing share
+        assert computes(text, answer)
+    if "states" in played:
+        assert not computes(text, answer)
+
+
+def test_games_of_traces_that_are_computed_and_of_decoys():
+    rng = random.Random(0)
+    for problem, decoy in itertools.product(micro_task.load("hard", 60), (False, True)):
+        text = micro_task.write_trace(problem, rng, decoy=decoy)
+        record = {"question": problem.question, "text": text, "number": problem.answer}
+        found = dict(zip(GAMES, games(record | {"valid": True, "correct": True}), strict=True))
+        assert not found["wrong"] and not found["foreign"]
+        assert not found["repeats" if decoy else "states"]
+
+
+def test_games_with_negative_numbers_and_money():
+    record = {"question": "It is -5 degrees. It falls by $1,200.", "valid": True, "correct": True}
+    said = record | {"text": "It is -1,205 now.", "number": "-1205"}
+    assert games(said) == [0, 0, 1, 0]
+    assert games(said | {"text": "It is 1,205 now."}) == [0, 0, 0, 0]  # another number
+    assert games(said | {"text": "-1204 - 1 = -1205", "number": "-1205"}) == [0, 0, 0, 1]
+    assert games(said | {"text": "-5 - $1,200 = -$1,205", "number": "-1205"}) == [0, 0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------ what is kept
+
+TRACES = ["27 + 28 = 55.", "30 + 25 = 55. The $ is two.", "27 + 8 = 35.", ""]
+
+
+def record_of(problem: str, sample: int, text: str) -> dict:
+    """What results.json has of a sample about SUM that answers with its last number."""
+    number = text.rstrip(".").split()[-1] if "two" not in text and text else "55"
+    record = {"id": problem, "question": SUM, "sample": sample, "text": text, "number": number}
+    record |= {"correct": number == "55" and bool(text), "valid": bool(text)}
+    record |= {"computing": computes(text, number) if text else None}
+    return record | {"reasoning": list(range(10 + sample)), "truncated": not text,
+                     "no_delimiter": not text}  # fmt: skip
+
+
+def results_in(folder) -> list[dict]:
+    """Folders as __main__.evaluate leaves them; the records of the held-out one."""
+    for split, count in (("heldout", 3), ("faithful", 2), ("hard", 2)):
+        records = [record_of(f"q{n}", k, text) for n in range(count)
+                   for k, text in enumerate(TRACES)]  # fmt: skip
+        rows = [
+            {"id": record["id"], "sample": record["sample"], "same": [False] * 5 + [True],
+             "necessity": 0.123456789, "direct": 0.25, "corruption": None if k else True}
+            for k, record in enumerate(records) if record["valid"]
+        ]  # fmt: skip
+        rows[-1]["same"] = None
+        content = {"models": {"RUN": {"records": records, "reliance": rows}}}
+        (folder / f"eval-{split}").mkdir()
+        text = json.dumps(content | {"versions": {"torch": "9"}})
+        (folder / f"eval-{split}/results.json").write_text(text)
+        if split == "heldout":
+            found = records
+    return found
+
+
+def test_what_is_kept_of_an_evaluation_gives_its_measures_again(tmp_path):
+    assert set(EVALUATIONS) == {"heldout", "faithful", "hard"}
+    records = results_in(tmp_path)
+    write(tmp_path / "kept.json", evaluations_of(tmp_path))
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert len(kept["heldout"]) == 3 and len(kept["hard"]) == len(kept["reliance"]["hard"]) == 2
+    for record, sample in zip(records, samples_of(kept, "heldout"), strict=True):
+        for key in ("id", "sample", *FLAGS):
+            assert sample[key] == record[key]
+        assert len(sample["reasoning"]) == len(record["reasoning"])
+    ratios = table1_of(kept, "heldout")
+    words = counts_by_text([record["text"] for record in records], load_spacy(None))
+    plain = table1_ratios(records, words)
+    assert {key: ratios[key] for key in plain} == plain
+    # Of each question's four samples: one from other numbers, one wrong and copied.
+    shares = {game: ratios[game] for game in GAMES}
+    wanted = {"wrong": 1, "repeats": 0, "states": 0, "foreign": 1}
+    assert shares == {game: {f"q{n}": (count, 4) for n in range(3)}
+                      for game, count in wanted.items()}  # fmt: skip
+    assert ratios["computing"]["q0"] == (3, 3)  # of valid ones
+    rows = reliance_rows(kept, "heldout")
+    assert [(row["id"], row["sample"]) for row in rows] == [
+        (f"q{n}", k) for n in range(2) for k in range(3)
+    ]
+    assert rows[0]["same"] == [0, 0, 0, 0, 0, 1] and rows[-1]["same"] is None
+    assert (rows[0]["necessity"], rows[0]["corruption"]) == (0.12346, 1)
+    assert rows[1]["corruption"] is None
+
+
+def test_what_is_kept_of_training(tmp_path):
+    line = dict.fromkeys(UPDATE, 0.123456789) | {"step": 1, "computing": None, "other": 3}
+    lines = [line, {"step": 1, "pass@1": 0.5}]  # an evaluation is none of the updates
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "config.json").write_text(json.dumps({"lr": 1.0, "out": "somewhere"}))
+    found = training_of(tmp_path)
+    assert found["config"] == {"lr": 1.0, "out": None}
+    (update,) = found["updates"]
+    assert dict(zip(UPDATE, update, strict=True)) == (
+        dict.fromkeys(UPDATE, 0.12346) | {"step": 1, "computing": None}
+    )
 
 
 def test_numbers_are_kept_with_five_digits():
@@ -135,115 +264,210 @@ def test_numbers_are_kept_with_five_digits():
     assert [round_off(v) for v in values] == [0.12346, 123460.0, 1, None, None, 3.0]
 
 
-def whole_run(arm, seed, tokens, numbers, necessity=0.5, direct=0.1):
+def test_json_has_no_nan_and_is_whole_or_not_there(tmp_path):
+    with pytest.raises(ValueError):
+        write(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+# ---------------------------------------------------------------------------------- matched length
+
+
+def sample(right=1, tokens=20, numbers=4, computing=1, games=(0, 0, 0, 0)) -> list:
+    """A kept sample: FLAGS, GAMES, its length, 20 words of which 4 are stop words, 5 symbols."""
+    return [right, 1, 0, 0, computing, *games, tokens, 20, numbers, 4, 5]
+
+
+def kept_run(lengths, same=(0, 0, 0, 0, 0, 1), corruption=1, computing=1):
+    """A kept run whose traces of one question each have these lengths."""
+    heldout = {f"q{n}": [sample(tokens=length, computing=computing)]
+               for n, length in enumerate(lengths)}  # fmt: skip
+    rows = {question: {"0": [same, 0.5, 0.25, corruption]} for question in heldout}
+    return {"heldout": heldout, "reliance": {"heldout": rows}}
+
+
+def test_matched_traces_are_about_equally_long():
+    runs = {0: kept_run([20, 30, 100]), 3: kept_run([1]), 4: kept_run([7])}
+    base = {0: kept_run([23, 34, 90], same=(0, 0, 0, 0, 1, 1), corruption=0, computing=0)}
+    base[4] = kept_run([77])  # a seed without a pair
+    here, there = matched(runs, base)
+    for side in (here, there):
+        assert set(side["necessity"]) == {0} and set(side["necessity"][0]) == {"q0", "q2"}
+        assert set(side["computing"][0]) == {"q0", "q2"}
+    found = interval(here["corruption"], there["corruption"])
+    assert found["value"] == 1 and found["pairs"] == 2
+    assert interval(here["computing"], there["computing"])["value"] == 1
+    found = interval(here["truncation"], there["truncation"])
+    assert found["value"] == pytest.approx(0.2)  # by trapezoids: 0.9 and 0.7
+    assert interval(here["tokens"], there["tokens"])["value"] == (20 + 100 - 23 - 90) / 2
+
+
+# ------------------------------------------------------------------------------ the report by hand
+
+
+def whole_run(arm, seed, tokens=40, numbers=4, computing=(0, 0, 0, 0), foreign=0, necessity=0.5):
     """A kept run of ten questions, four samples each; half of the samples are right."""
-    samples = [[right, 1, 0, 0, tokens, 20, numbers, 4, 5] for right in (1, 0, 1, 0)]
-    split = {f"micro/heldout/{n}": samples for n in range(10)}
+    samples = [sample(n % 2, tokens, numbers, label, (0, 0, 0, foreign))
+               for n, label in enumerate(computing)]  # fmt: skip
+    split = {f"q{n}": samples for n in range(10)}
     update = dict.fromkeys(UPDATE, 0.5) | {"outcome": -0.25, "length": tokens}
-    ranking = [0.9, 0.4, None, 0.7]
+    update |= {"computing": sum(computing) / 4, "seconds_masks": 2.0, "saliency_spread": 0.125}
+    rows = {question: {"0": [[0, 0, 0, 0, 0, 1], necessity, 0.25, 1]} for question in split}
     return {
         "arm": arm, "seed": seed, "versions": {"torch": "9"}, "config": {"saliency_weight": 2.0},
         "updates": [[*(update | {"step": n + 1}).values()] for n in range(12)],
-        "heldout": split, "hard": split,
-        "reliance": {q: {"0": [[0, 0, 0, 0, 0, 1], necessity, direct, 1]} for q in split},
-        "map": {q: [0, tokens, {"mask": ranking, "attribution": ranking}] for q in split},
+        "heldout": split, "hard": split, "reliance": {"heldout": rows, "hard": rows},
     }  # fmt: skip
 
 
-def test_the_report_by_hand(tmp_path):
-    """Two arms, two seeds: tokens halve, the share of numbers doubles, all else is equal."""
-    template = (ROOT / "docs/study_template.md").read_text(encoding="utf-8")
-    (tmp_path / "study_template.md").write_text(template, encoding="utf-8")
+SELECTION = {  # one question with both kinds, one with one
+    "traces": {"id": ["a", "a", "b"], "sample": [0, 1, 0], "computing": [True, False, True],
+               "right": [True, True, True], "length": [5, 6, 7]},
+    "rewards": dict.fromkeys(("mask, restored", "CIR", *report.selection.RELIANCE), [0, 1, 2]),
+    "costs": dict.fromkeys(("mask, restored", "CIR", *report.selection.RELIANCE),
+                           {"passes": 3, "kind": "f", "seconds": 0.5}),
+}  # fmt: skip
+MARKS = ["protocol", "arms", "reliance", "games", "costs", "seeds", "aims", "pilots"]
+MARKS += ["against start", *(f"{word} {base}" for base in BASES for word in ("against", "matched"))]
+MARKS += ["selection micro", "selection first"]
+
+
+@pytest.fixture
+def docs(tmp_path):
+    """A folder with a template of every mark, and kept runs.
+
+    The length penalty halves the tokens and doubles the share of numbers; the recommended reward
+    raises the computing share from 0 to 75% with one seed, to 100% with the other.
+    """
+    marks = "\n\n".join(f"## {mark}\n\n<!-- {mark} -->" for mark in MARKS)
+    (tmp_path / "study_template.md").write_text(marks, encoding="utf-8")
     kept = tmp_path / "study"
     kept.mkdir()
-    report.report(tmp_path)
-    assert "No result yet." in (tmp_path / "study.md").read_text(encoding="utf-8")
+    runs = [whole_run("start", 0)]
+    runs += [whole_run("outcome only", 2, tokens=4000, numbers=20)]  # a seed of that arm alone
     for seed in (0, 1):
-        write(kept / f"a-{seed}.json", whole_run("outcome only", seed, 40, 4))
-        write(kept / f"b-{seed}.json", whole_run("length penalty", seed, 20, 8))
-        run = whole_run(DEFAULT, seed, 16, 6, necessity=0.6, direct=0.2)
-        write(kept / f"c-{seed}.json", run)
-    # A third seed of one arm alone, which no comparison may count.
-    write(kept / "a-2.json", whole_run("outcome only", 2, 4000, 20))
-    write(kept / "start.json", whole_run("start", 0, 40, 4))
-    pilot = {"pilot": "mean, gated", "seed": 0, "updates": []}
-    pilot["evals"] = [[0, 300, 0.5, 0.9, 60, 0.3, 0.2], [40, 300, 0.75, 0.875, 30.25, 0.4, 0.05]]
-    write(kept / "pilot-mean-gated-0.json", pilot)
+        runs += [whole_run(arm, seed) for arm in ("outcome only", "CIR")]
+        runs += [whole_run("length penalty", seed, tokens=20, numbers=8)]
+        made = {"computing": (1, 1, 1, seed), "foreign": 1, "necessity": 0.75}
+        runs += [whole_run(RECOMMENDED, seed, tokens=41, **made)]
+    for number, run in enumerate(runs):
+        write(kept / f"{number}.json", run)
+    pilot = next(iter(PILOTS))
+    updates = whole_run("x", 0, computing=(1, 0, 0, 0))["updates"]
+    write(kept / "pilot-a-0.json", {"pilot": pilot, "seed": 0, "updates": updates})
+    for start in ("micro", "first"):
+        write(kept / f"selection-{start}.json", SELECTION)
+    return tmp_path
+
+
+def sections_of(docs) -> dict[str, list[list[str]]]:
+    """mark -> the cells of each line of its tables."""
+    text, found = (docs / "study.md").read_text(encoding="utf-8"), {}
+    assert "<!--" not in text and "nan" not in text
+    for section in text.split("## ")[1:]:
+        mark, *lines = section.splitlines()
+        rows = [line for line in lines if line.startswith("|")]
+        found[mark] = [[part.strip() for part in row.strip("|").split("|")] for row in rows]
+    return found
+
+
+def row(table, label) -> dict[str, str]:
+    """The first row with that label, by the heads of the first table."""
+    cells = next(cells for cells in table if cells[0] == label)
+    return dict(zip(table[0], cells, strict=True))
+
+
+def test_a_report_of_nothing(tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study_template.md").write_text("<!-- arms -->\n\n<!-- selection micro -->")
     report.report(tmp_path)
-    text = (tmp_path / "study.md").read_text(encoding="utf-8")
-    assert (kept / "curves.png").stat().st_size > 10_000
-    lines = text.splitlines()
-    same, equal = "50.0 [50.0, 50.0]", "+0.0 [+0.0, +0.0]"
+    assert (tmp_path / "study.md").read_text() == "No result yet.\n\nNo result yet."
 
-    def row(start, after):
-        place = next(n for n, line in enumerate(lines) if line.startswith("|") and after in line)
-        line = next(line for line in lines[place:] if line.startswith(start))
-        return [part.strip() for part in line.strip("|").split("|")]
 
-    found = row("| length penalty (2)", "| arm (seeds) | accuracy, %")
-    assert found[1:5] == [same, "100.0 [100.0, 100.0]", "20.0 [20.0, 20.0]", "40.0 [40.0, 40.0]"]
-    found = row("| length penalty (2)", "| against outcome only (seeds of both) | accuracy, points")
-    assert found[1] == equal and found[3] == "**-20.0 [-20.0, -20.0]**"
-    assert found[4] == "**+20.0 [+20.0, +20.0]**"  # points
-    found = row("| length penalty (2)", "| against outcome only (seeds of both) | tokens, %")
-    assert found[1:3] == ["**-50.0 [-50.0, -50.0]**", "**+100.0 [+100.0, +100.0]**"]
-    found = row("| outcome only (2)", "pairs of traces: reliance / map")
-    assert found[1:3] == ["-", "-"] and found[-1] == "0 / 0"  # 20 tokens against 40: no pair
-    found = row("| length penalty (2)", "| against start (seeds of both)")
-    assert found[3] == "**-20.0 [-20.0, -20.0]**"
-    assert row("| mask", "| ranking |")[1:] == [
-        "0.900 [0.900, 0.900]", "0.400 [0.400, 0.400]", "-", "0.700 [0.700, 0.700]"
-    ]  # fmt: skip
-    # Half of the samples of every question are right, so that pass@4 is 100%, as before.
-    aims = "| micro preset against outcome only (2) | aim"
-    tokens = sum(tokens for tokens, _ in tersest(10)["tokens"].values()) / 10
-    found = row("| reasoning tokens", aims)
-    assert found[1:4] == ["at most -50%", "**-60.0 [-60.0, -60.0]**", "yes"]
-    assert found[4].startswith(f"**{100 * (tokens / 40 - 1):+.1f} [")
-    found = row("| share of numbers", aims)
-    assert found[1:4] == ["at least +60%", "**+50.0 [+50.0, +50.0]**", "no"]
-    assert row("| share of stop words", aims)[1:4] == ["at most -30%", equal, "no"]
-    assert row("| pass@4, points", aims)[1:] == ["at least -1", equal, "yes", "-"]
-    rooms = "| measure | length penalty (2) | the most to be won"
-    assert "longer by -4.0 tokens" in row("| measure", rooms)[3]
-    assert row("| truncation", rooms)[1:] == [
-        "0.900",
-        "0.000",
-        "+0.000 [+0.000, +0.000]",
-        "nothing",
-    ]
-    found = row("| knockout, reasoning", rooms)
-    assert found[1:] == ["0.500", "0.193", "**+0.100 [+0.100, +0.100]**", "better"]
-    found = row("| knockout, prompt", rooms)  # of which less is better
-    assert found[1:] == ["0.100", "0.100", "**+0.100 [+0.100, +0.100]**", "worse"]
-    assert row("| corruption", rooms)[1:3] == ["100.0", "0.0"]
-    assert row("| length penalty", f"| arm | shorter than the {report.TERSEST}")[2] == "50.0%"
-    found = row("| micro preset (2)", "| arm (seeds) | sampling, s")
-    assert found[4:7] == ["0.5", "2", "1.000"]  # 0.5 s each; weight 2 x spread 0.5
-    found = row("| mean, gated", "| pilot | OWN")
-    assert found[2:] == ["40", "75.0", "87.5", "30.2", "40.0", "5.0"]
-    assert "--gate-saliency" in found[1] and "--mask-steps 5" in found[1]
-    assert "<!--" not in text
+def test_the_report_of_arms_by_hand(docs):
+    report.report(docs)
+    tables, equal = sections_of(docs), "+0.0 [+0.0, +0.0]"
+    assert list(tables) == MARKS and all(tables.values())
+    assert (docs / "study/curves.png").stat().st_size > 10_000
+    found = row(tables["arms"], "length penalty (2)")
+    assert found["computing share, %"] == found["hard: computing share, %"] == "0.0 [0.0, 0.0]"
+    assert found["accuracy, %"] == "50.0 [50.0, 50.0]" and found["tokens"] == "20.0 [20.0, 20.0]"
+    assert found["pass@4, %"] == "100.0 [100.0, 100.0]"
+    assert found["numbers, %"] == "40.0 [40.0, 40.0]"
+    assert row(tables["arms"], "start")["tokens"] == "40.0 [40.0, 40.0]"
+    # Third seeds count where there are any: (40 + 40 + 4000) / 3.
+    assert row(tables["arms"], "outcome only (3)")["tokens"].startswith("1360.0 [")
+    assert row(tables["seeds"], "outcome only")["tokens"] == "40.0, 40.0, 4000.0"
+    assert row(tables["seeds"], RECOMMENDED)["hard: computing share, %"] == "75.0, 100.0"
+    # No comparison counts the third seed, which the other arms lack.
+    found = row(tables["against outcome only"], "length penalty (2)")
+    assert found["tokens"] == "**-20.0 [-20.0, -20.0]**" and found["accuracy, points"] == equal
+    assert found["numbers, points"] == "**+20.0 [+20.0, +20.0]**"
+    assert "outcome only (3)" not in [cells[0] for cells in tables["against outcome only"]]
+    found = row(tables["against start"], "outcome only (3)")  # which every seed began with
+    assert found["tokens"].startswith("+1320.0 [") and found["pass@4, points"] == equal
+    found = row(tables["reliance"], f"{RECOMMENDED} (2)")
+    assert found["truncation"] == found["hard: truncation"] == "0.900 [0.900, 0.900]"
+    assert found["hard: knockout, reasoning hidden"] == "0.750 [0.750, 0.750]"
+    assert found["corruption, %"] == "100.0 [100.0, 100.0]"
+    label = f"against start (seeds of both) | {RECOMMENDED} (2)".split(" | ")
+    lines = [cells for cells in tables["against start"] if cells[0] in label]
+    assert lines[3][2] == "**+0.250 [+0.250, +0.250]**"  # reliance: truncation, then necessity
+    found = row(tables["games"], f"{RECOMMENDED} (2)")
+    assert found["computing from other numbers, %"] == "100.0 [100.0, 100.0]"
+    assert found["hard: repeats an equation, %"] == "0.0 [0.0, 0.0]"
+    # 40 tokens against 20: no pair; 40 against 41: one of each question and seed.
+    assert row(tables["matched outcome only"], "length penalty (0)")["pairs of traces"] == "0"
+    found = row(tables["matched outcome only"], f"{RECOMMENDED} (2)")
+    assert found["pairs of traces"] == "20" and found["tokens"] == "**+1.000 [+1.000, +1.000]**"
+    assert found["computing share, points"] == "**+100.0 [+100.0, +100.0]**"  # of sample 0 alone
+
+
+def test_the_report_of_aims_costs_and_pilots_by_hand(docs):
+    report.report(docs)
+    tables = sections_of(docs)
+    heads = [f"{RECOMMENDED} against {base}" for base in BASES]
+    assert [head for head in tables["aims"][0] if head in heads] == heads
+    found = row(tables["aims"], "computing share, points")
+    # Seeds 75 and 100: mean 87.5, standard error 12.5, one degree of freedom.
+    half = 12.706 * 12.5
+    for head in heads:
+        assert found[head].startswith("+87.5 [")
+        low, high = (float(x) for x in found[head].split("[")[1].rstrip("]").split(", "))
+        assert high - 87.5 == pytest.approx(half, rel=0.03) == pytest.approx(87.5 - low, rel=0.03)
+    assert found["aim"] == "+30" and found["reached"] == "open"
+    found = row(tables["aims"], "knockout, reasoning hidden")
+    assert found["aim"] == "above 0" and found["reached"] == "yes"
+    assert found[heads[0]] == "**+0.250 [+0.250, +0.250]**"
+    found = row(tables["aims"], "accuracy, points")
+    assert (found["aim"], found[heads[1]], found["reached"]) == ("-1", "+0.0 [+0.0, +0.0]", "yes")
+    found = row(tables["costs"], f"{RECOMMENDED} (2)")
+    assert [*found.values()][1:] == ["0.50", "2.00", "0.50", "66.7", "2", "0.250", "0.500"]
+    found = row(tables["pilots"], next(iter(PILOTS)))
+    assert [*found.values()][1:] == [f"`{PILOTS[found['pilot']]}`", "25.0", "75.0", "40.0"]
+    found = row(tables["protocol"], "outcome only")
+    assert found["OWN"] == "`--saliency none`" and found["seeds N"] == "0, 1, 2"
+    assert row(tables["protocol"], "necessity")["seeds N"] == "none yet"
+    text = (docs / "study.md").read_text()
+    assert "With torch 9." in text and "16 questions x 8 rollouts" in text
+    assert text.count("hold both kinds: 1, and 1 among right traces alone") == 2  # either start
 
 
 def test_an_aim_is_reached_where_the_whole_interval_lies_beyond_it():
-    found = {"value": -0.5, "low": -0.6, "high": -0.4, "seeds": [-0.45, -0.55]}
-    assert report.reached(found, -0.3, more=False) == "yes"
-    assert report.reached(found, -0.7, more=False) == "no"
-    assert report.reached(found, -0.55, more=False) == "open (by the mean no)"
-    assert report.reached(found, -0.45, more=False) == "open (by the mean yes)"
-    assert report.reached(found, -0.7, more=True) == "yes"
-    assert report.reached(found, -0.3, more=True) == "no"
-    one = found | {"seeds": [-0.5]}  # of training's chance it knows nothing
-    assert report.reached(one, -0.3, more=False) == "open (by the mean yes)"
+    found = {"value": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.45, 0.55]}
+    assert [report.reached(found, aim) for aim in (0.3, 0.5, 0.7)] == ["yes", "open", "no"]
+    assert report.reached(found | {"seeds": [0.5]}, 0.3).startswith("open")  # of chance unknown
+    assert report.reached(None, 0.3).startswith("open")
 
 
 def test_arms_without_a_common_seed_are_not_compared():
-    arms = [own({seed: whole_run("x", seed, 40, 4)}) for seed in (0, 1)]
-    measures = dict(zip((DEFAULT, "outcome only"), arms, strict=True))
-    measures[report.TERSEST] = measures["length penalty"] = measures["outcome only"]
-    assert report.aims_table(measures) == "No seed in common yet."
-    assert report.room_table(measures, "length penalty") == "No seed in common yet."
+    measures = {base: own({1: whole_run(base, 1)}) for base in BASES}
+    measures[RECOMMENDED] = own({0: whole_run(RECOMMENDED, 0)})
+    text = report.aims_table(measures)
+    assert text.count("- | open (fewer than two seeds) |") == len(report.AIMS) * len(BASES)
+
+
+# ---------------------------------------------------------------------------- the arms as commands
 
 
 def test_a_run_of_other_settings_is_refused(tmp_path, monkeypatch):
@@ -262,125 +486,42 @@ def test_a_run_of_other_settings_is_refused(tmp_path, monkeypatch):
         study.train(sitting, "outcome only", 0)
 
 
-def test_the_tersest_trace_is_one_bare_equation_a_step():
-    """And two where it must first be found how much; nothing that its labels call decoration."""
-    for problem in micro_task.load("heldout", 40):
-        text = tersest_trace(problem)
-        assert text.count("=") == sum(2 if step.groups else 1 for step in problem.steps)
-        labels = micro_labels.label_characters(text, problem.answer)
-        computing = [label == micro_labels.COMPUTING for label in labels]
-        assert {c for c, yes in zip(text, computing, strict=True) if not yes} <= {" ", "."}
-    found = tersest(1)
-    ((tokens, samples),) = found["tokens"].values()
-    # 2 * $2 = $4. $15 - $4 = $11. $11 * 2 = $22. $22 - $3 = $19.
-    assert (tokens, samples) == (41, 1) and "pass@1" not in found
-
-
-def test_json_has_no_nan_and_is_whole_or_not_there(tmp_path):
-    with pytest.raises(ValueError):
-        write(tmp_path / "a.json", {"x": float("nan")})
-    assert not (tmp_path / "a.json").exists()
-
-
 def test_the_arms_are_commands_that_train_py_takes():
-    configs = {arm: parse_args(train_command(arm, 1)[1:]) for arm in ARMS}
+    names = [*ARMS, *PILOTS]
+    configs = {name: parse_args(train_command(name, 1)[1:]) for name in names}
     assert all(config.seed == 1 for config in configs.values())
-    assert len(set(configs.values())) == len(ARMS)  # no arm twice
-    assert train_command(DEFAULT, 2) == ["train.py", "--seed", "2"]
-    free = {"saliency", "saliency_sign", "saliency_reduction", "saliency_weight", "gate_saliency",
-            "mask_sparsity", "shuffle_saliency"}  # fmt: skip
+    assert len(set(configs.values())) == len(names) == len({slug(name, 1) for name in names})
+    reward = {"saliency", "saliency_weight", "saliency_reduction", "gate_saliency",
+              "shuffle_saliency", "length_penalty", "blind_answers"}  # fmt: skip
     common = {
-        arm: {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
-        for arm, config in configs.items()
+        name: {key: value for key, value in dataclasses.asdict(config).items() if key not in reward}
+        for name, config in configs.items()
     }
-    common[DEFAULT] |= {"save_every": 5, "keep": 1}  # which steer nothing
-    assert common["share, gated, 10 steps"].pop("mask_steps") == 10
-    common["share, gated, 10 steps"]["mask_steps"] = 20
+    for name in PILOTS:
+        assert common[name].pop("steps") < common["outcome only"]["steps"]
+        common[name]["steps"] = common["outcome only"]["steps"]
     assert all(settings == common["outcome only"] for settings in common.values())
+    assert {RECOMMENDED, *BASES} <= ARMS.keys()
 
 
-TRAINED = [p for p in sorted(KEPT.glob("*.json")) if not p.name.startswith(("sign-", "start"))]
+ALONE = ("selection-", "start")  # are of no training
+TRAINED = [path for path in sorted(KEPT.glob("*.json")) if not path.name.startswith(ALONE)]
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_what_is_kept_is_of_the_command_that_the_study_prints(path):
     run = json.loads(path.read_text(encoding="utf-8"))
     name = run.get("arm") or run["pilot"]
-    wanted = dataclasses.asdict(parse_args(train_command(name, run["seed"])[1:]))
-    for key in ("save_every", "keep"):  # which steer nothing
-        wanted[key] = run["config"][key]
-    assert wanted | run["config"] == wanted  # runs of old lack settings that are of younger date
-    assert len(run["updates"]) == wanted["steps"] and run["updates"][-1][0] == wanted["steps"]
+    assert path.stem == slug(name, run["seed"])
+    assert run["config"] == dataclasses.asdict(parse_args(train_command(name, run["seed"])[1:]))
+    assert [update[0] for update in run["updates"]] == [*range(1, run["config"]["steps"] + 1)]
+    for split in ("heldout", "hard") if "arm" in run else ():
+        assert all(len(samples) == 4 for samples in run[split].values())
+        rows = reliance_rows(run, split)
+        assert rows and all(len(row["same"] or FRACTIONS) == len(FRACTIONS) for row in rows)
 
 
-@pytest.mark.parametrize("pilot", PILOTS)
-def test_a_pilots_flags_beside_the_common_ones_are_its_command(pilot):
-    short = [*COMMON.split(), "--saliency", "none", "--seed", "0"]
-    short += shlex.split(report.beside_common(pilot))
-    long = train_command(pilot, 0)[1:]
-    unlike = {"save_every": 1, "keep": 1}
-    assert dataclasses.replace(parse_args(short), **unlike) == dataclasses.replace(
-        parse_args(long), **unlike
-    )
-
-
-def rollouts(layers):
-    """A tiny Llama and three rollouts: prompt, reasoning, delimiter, answer."""
-    model = tiny.llama(num_hidden_layers=layers, gain=1.5)
-    parts = tiny.ids(1, 3, 2, 3), tiny.ids(2, 5, 3, 4), tiny.ids(3, 1, 2, 1), tiny.ids(4, 2, 1, 3)
-    return model, list(zip(*parts, strict=True))
-
-
-def test_a_mask_of_answer_rows_is_the_whole_masks_where_the_others_do_not_matter():
-    """With one layer the reasoning's own rows never reach the answer."""
-    model, parts = rollouts(layers=1)
-    masks = optimize_masks(model, lay_out(parts, "cpu"), CONFIG)
-    found = sign.smaller_mask(model, parts, "answer rows", CONFIG)
-    for n, (_, reasoning, _, _) in enumerate(parts):
-        length, count = len(reasoning), int(masks.region[n].any(1).sum())
-        restored = 1 - masks.H[n, length:count, :length].clamp(max=0) / CONFIG.init
-        assert found[n] == pytest.approx(restored.mean().item(), abs=1e-5)
-    per_token = token_saliency(masks, CONFIG)  # in which the idle rows count
-    assert abs(found[0] - per_token[0].mean()) > 1e-4
-
-
-def test_a_mask_per_column_by_a_plain_loop():
-    model, parts = rollouts(layers=2)
-    found = sign.smaller_mask(model, parts, "per column", CONFIG)
-    for n, (prompt, reasoning, delimiter, answer) in enumerate(parts):
-        start, end = len(prompt), len(prompt) + len(reasoning)
-        tokens = torch.tensor([[*prompt, *reasoning, *delimiter, *answer]])
-        column = torch.full((len(reasoning),), CONFIG.init, requires_grad=True)
-        optimizer = torch.optim.AdamW([column], CONFIG.lr, CONFIG.betas, weight_decay=0.05)
-        for _ in range(CONFIG.steps):
-            mask = torch.zeros(1, 1, tokens.shape[1], tokens.shape[1])
-            mask[..., start:, start:end] = 10 * column.clamp(max=0)
-            logits = model(tokens, mask=mask)[0, -len(answer) - 1 : -1]
-            optimizer.zero_grad()
-            F.cross_entropy(logits, torch.tensor(answer)).backward()
-            optimizer.step()
-        assert found[n] == pytest.approx((1 - column / CONFIG.init).mean().item(), abs=1e-5)
-
-
-def test_rewards_are_ranked_within_their_question():
-    rows = []
-    for n in range(12):
-        length = 10 * (n % 4) + 100 * (n // 4)  # questions apart by far more than their traces
-        facts = {"length": length, "numbers": 1 / (1 + length), "stop words": 0.5}
-        facts |= {"decorating": None if n == 3 else length, "correct": float(n % 4 > 1)}
-        pays = {"short": -length, "long within": n % 4 - 10.0 * (n // 4)}
-        rows.append({"id": f"q{n // 4}", **facts, "rewards": pays})
-    table = sign.correlations(rows)
-    assert table["short"]["length"]["value"] == -1 and table["short"]["numbers"]["value"] == 1
-    assert table["long within"]["length"]["value"] == pytest.approx(1)
-    assert table["short"]["decorating"]["questions"] == 3
-    assert table["short"]["stop words"]["value"] is None
-    # What goes along with length alone has nothing left when length is held fixed.
-    left = sign.correlations(rows, held="length")
-    assert "length" not in left["short"] and left["short"]["numbers"]["value"] is None
-    assert sign.partial(0.5, 0.0, 0.0) == 0.5 and sign.partial(0.48, 0.8, 0.6) == pytest.approx(0)
-    assert sign.partial(0.0, 0.6, 0.6) == pytest.approx(-0.36 / 0.64)
-    assert sign.partial(0.5, 1.0, 0.2) is None and sign.partial(None, 0.1, 0.2) is None
-    text = sign.markdown(table)
-    assert "| short | -1.00 [-1.00, -1.00] |" in text and "| - |" in text
-    assert text.startswith("| reward | length (3) | numbers (3) | stop words (0) |")
+def test_arms_come_in_their_order(docs):
+    found = load_arms(docs / "study")
+    wanted = ["start", *(name for name in ARMS if name in (*BASES, RECOMMENDED))]
+    assert list(found) == wanted and sorted(found["outcome only"]) == [0, 1, 2]

@@ -154,51 +154,17 @@ def test_half_precision_keeps_the_mask_and_the_softmax_in_float32(added):
 
 
 def test_half_precision_keeps_the_order_within_a_group():
-    """The same weights, rounded to bf16, computed with in float32, bf16 and float16."""
+    """The same weights, rounded to bfloat16, computed with in float32 and in bfloat16."""
     rounded = tiny.llama(hidden_size=64, dtype=torch.bfloat16)
     rollouts, config = group_of_eight(), MaskConfig.in_steps(50)
     ranks = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.bfloat16):
         model = tiny.llama(hidden_size=64)
         model.load_state_dict(rounded.state_dict())
         masks = learn_masks(model.to(dtype), rollouts, config)
         assert masks.H.dtype == torch.float32
         ranks.append(rollout_saliency(masks, config).argsort().argsort().float())
-    for half in ranks[1:]:
-        assert torch.corrcoef(torch.stack((ranks[0], half)))[0, 1] >= 0.97  # Spearman
-
-
-@pytest.mark.parametrize("gain", [1e-4, 1.0, 60.0])
-def test_float16_gradients_neither_vanish_nor_overflow(gain):
-    """Logits scaled by the output head: gradients far below and far above float16's range."""
-    masks = []
-    for dtype in (torch.float32, torch.float16):
-        model = tiny.llama(tie_word_embeddings=False, gain=0.5)
-        with torch.no_grad():
-            model.lm_head.weight *= gain
-        # One step: where H moves by its rate whatever the gradient's size, its sign must be right.
-        masks.append(learn_masks(model.to(dtype), ROLLOUTS, MaskConfig(steps=1)))
-    wide, half = masks
-    assert half.attribution.isfinite().all() and half.losses.isfinite().all()
-    assert (half.H - wide.H).abs().max() < 3e-4  # of the rate, 1e-3: no sign is lost
-    earned, expected = half.attribution.abs().sum(), wide.attribution.abs().sum()
-    assert earned.item() == pytest.approx(expected.item(), rel=0.1)
-
-
-def test_a_float16_rollout_that_breaks_leaves_the_others_alone():
-    model = tiny.llama(tie_word_embeddings=False, dtype=torch.float16)
-    with torch.no_grad():
-        model.embed_tokens.weight[63] = torch.inf
-    rollouts = [[[token % 63 for token in part] for part in rollout] for rollout in ROLLOUTS]
-    rollouts[1][1][0] = 63
-    config = MaskConfig(steps=5)
-    together = learn_masks(model, rollouts, config)
-    assert together.losses[:, 1].isnan().all()
-    for n in (0, 2):
-        alone = learn_masks(model, [rollouts[n]], config)
-        _, R, T = alone.H.shape
-        torch.testing.assert_close(together.H[n, :R, :T], alone.H[0], atol=1e-4, rtol=0)
-        assert (alone.H - config.init * alone.region).abs().max() > 3e-3
+    assert torch.corrcoef(torch.stack(ranks))[0, 1] >= 0.97  # Spearman
 
 
 # The costs

@@ -14,6 +14,7 @@ from lab.measure.table1 import (
     load_spacy,
     pass_at_k,
     summarize,
+    table1_ratios,
     word_spans,
 )
 from lab.show.tables import summary_table
@@ -130,6 +131,30 @@ def test_micro_and_macro_averages_by_hand():
     (row,) = (number for number, line in enumerate(lines) if "mean of subjects" in line)
     assert lines[row - 1].startswith("accuracy")
     assert "66.7%" in lines[row] and "50.0%" in lines[row] and "-16.7 pts" in lines[row]
+
+
+def test_the_computing_share_is_of_labelled_traces_alone():
+    records = [
+        record("a", 0, True, "", [], computing=True),
+        record("a", 1, True, "", [], computing=False),
+        record("b", 0, True, "", [], computing=True),
+        record("b", 1, False, "", [], computing=None),  # invalid
+        record("c", 0, False, "", [], computing=None),
+        record("c", 1, False, "", [], computing=None),
+    ]
+    assert summarize(records, load_spacy(None))["computing"] == 2 / 3
+    ratios = table1_ratios(records, counts_by_text([""] * 6, load_spacy(None)))
+    assert ratios["computing"] == {"a": (1, 2), "b": (1, 1)}
+    # Nor is there a row where no trace has a label, or in what was kept before there were any.
+    unknown = [record("a", 0, True, "", [], computing=None), record("b", 0, True, "", [])]
+    before = summarize(unknown, load_spacy(None))
+    assert "computing" not in before
+    columns = {"before": before, "after": summarize(records, load_spacy(None))}
+    assert "computing" not in summary_table({"x": before}, load_spacy(None))
+    (line,) = (x for x in summary_table(columns, load_spacy(None)).split("\n") if "computing" in x)
+    assert line.split() == ["computing", "share", "-", "66.7%"]
+    columns["before"] = before | {"computing": 0.5}
+    assert "+16.7 pts" in summary_table(columns, load_spacy(None))
 
 
 def test_without_subjects_there_is_no_macro_average():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Problem
+from data import Problem, micro_task
 from data.tokenizer import Tokenizer
 from data.traces import (
     LETTERS,
@@ -405,6 +405,47 @@ def test_facts_and_record_hold_the_trace_and_go_through_json(tokenizer):
     assert (record["sample"], record["subject"], record["no_delimiter"]) == (2, "anatomy", False)
     assert "subject" not in rollout_of(tokenizer, RIGHT).record(0)
     assert json.loads(json.dumps([facts, record])) == [facts, record]
+
+
+class Labelled(Problem):
+    labelled = True
+
+
+@pytest.mark.parametrize(
+    ("text", "computing"),
+    [
+        ("9 + 9 = 18. So.\n##### 18", True),
+        ("5 + 4 = 9. Then 9 * 2 = 18.\n##### 18", True),
+        ("9 + 9 = 18. So.\n##### 19", False),  # the answer rests on nothing
+        ("3 + 4 = 7. So.\n##### 18", False),  # true, about something else
+        ("8 + 8 = 1,800. So.\n##### $1,800", True),  # wrong, and followed
+        ("We go on to 18.\n##### 18", False),
+        ("9 + 9 = 18.\n##### none", False),
+        ("9 + 9 = 18. So 18", None),  # no delimiter
+        ("##### 18", None),  # no reasoning
+    ],
+)
+def test_a_trace_computes_where_its_own_answer_rests_on_an_equation(tokenizer, text, computing):
+    ids = [*tokenizer.encode(text), tokenizer.eos_ids[0]]
+    trace = split_trace(ids, tokenizer)
+    rollout = Rollout(Labelled("p/0", "How many?", "18"), [3], ids, trace)
+    assert rollout.facts()["computing"] is rollout.record(0)["computing"] is computing
+    cut = Rollout(Labelled("p/0", "How many?", "18"), [3], ids, split_trace(ids[:-1], tokenizer))
+    unlabelled = Rollout(Problem("p/0", "How many?", "18"), [3], ids, trace)
+    assert cut.computing is unlabelled.computing is None
+
+
+def test_problems_of_the_micro_task_alone_have_labels():
+    assert (
+        micro_task.load("heldout", 1)[0].labelled and not Problem("p/0", "How many?", "18").labelled
+    )
+
+
+def test_reliance_that_is_not_finite_is_broken(tokenizer):
+    facts = rollout_of(tokenizer, RIGHT, saliency=0.5, reliance=[0.9, 0.1, 0.5]).facts()
+    assert (facts["measured"], facts["broken"], facts["reliance"]) == (True, False, [0.9, 0.1, 0.5])
+    facts = rollout_of(tokenizer, RIGHT, saliency=0.5, reliance=[0.9, math.nan, 0.5]).facts()
+    assert (facts["measured"], facts["broken"], facts["reliance"]) == (False, True, None)
 
 
 def test_the_mask_is_learned_on_the_gold_answer(tokenizer):

@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import eval as evaluation
+import grpo
 import train
 from atman import MaskConfig
 from data import load_problems
 from data.tokenizer import Tokenizer
+from data.traces import split_trace
 from lab.run import sampling, suffix
 from lab.run.checkpoint import load_llama
 from lab.run.ranks import Ranks, pick_device
@@ -35,8 +37,8 @@ SMALL = (
 
 def part_of_a_run(config):
     """As much of a Run as sampling and masks need of one."""
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    return SimpleNamespace(config=config, ranks=ranks, phase=lambda *_, **__: nullcontext())
+    ranks, phase = Ranks(0, 1, torch.device("cpu")), nullcontext(lambda done: None)
+    return SimpleNamespace(config=config, ranks=ranks, phase=lambda *_, **__: phase)
 
 
 @pytest.fixture(scope="module")
@@ -130,25 +132,72 @@ def test_shuffling_keeps_each_groups_rewards_and_who_earned_them_not():
     assert not torch.equal(shuffled, paid_saliency(saliency, right, config, step=4))
 
 
-def test_the_controls_pay_for_length_and_for_nothing(one_process, tmp_path):
-    """A run each: minus the tokens of valid traces, without masks; attribution, dealt out anew."""
-    small = [*SMALL, "--steps", "1", "--eval-problems", "1"]
-    flags = ["--saliency", "length", "--no-gate-saliency", "--out", tmp_path / "length"]
-    done(train.main, *small, *flags)
-    samples = read_lines(tmp_path / "length/samples.jsonl")
-    valid = [s for s in samples if not s["truncated"] and s["delimiters"] and not s["no_reasoning"]]
-    assert len(valid) > 4 and all(s["mask_losses"] is None for s in samples)
-    for sample in valid:
-        assert sample["saliency"] == pytest.approx(-sample["length"] / 100)
-    done(train.main, *small, "--shuffle-saliency", "--out", tmp_path / "shuffled")
-    plain, shuffled = (
-        [s["saliency"] for s in read_lines(folder / "samples.jsonl")][:8]  # of the first update
-        for folder in (one_process[0], tmp_path / "shuffled")
+def test_a_length_penalty_is_paid_by_every_rollout_beside_any_saliency(tmp_path):
+    for saliency in ("none", "mediation"):
+        flags = ["--steps", "1", "--eval-problems", "1", "--saliency", saliency]
+        flags += ["--length-penalty", "0.5", "--saliency-weight", "3", "--out", tmp_path / saliency]
+        done(train.main, *SMALL, *flags)
+        rows = read_lines(tmp_path / saliency / "samples.jsonl")
+        for group in (rows[:4], rows[4:]):
+            paid = [r["outcome"] + 3 * r["saliency"] - 0.5 * r["length"] / 100 for r in group]
+            advantages = [reward - sum(paid) / 4 for reward in paid]
+            assert [row["advantage"] for row in group] == pytest.approx(advantages, abs=1e-5)
+            assert len({row["length"] for row in group}) > 1
+
+
+@pytest.mark.parametrize("kind", ["necessity", "sufficiency", "mediation", "cir"])
+def test_the_fixed_masks_train_from_end_to_end(kind, tmp_path):
+    flags = ["--steps", "1", "--eval-problems", "1", "--saliency", kind, "--no-gate-saliency"]
+    done(train.main, *SMALL, *flags, "--out", tmp_path)
+    rows = read_lines(tmp_path / "samples.jsonl")
+    paid = [row["saliency"] for row in rows]
+    assert len(set(paid)) > 4 and all(-1e-6 < saliency <= 1 for saliency in paid)
+    for row in rows:
+        assert row["mask_losses"] is None and (row["reliance"] is None or kind != "cir")
+        if row["reliance"]:
+            full, hidden, alone = row["reliance"]
+            necessity = max(0, full - hidden)
+            by_hand = {"necessity": necessity, "sufficiency": alone, "mediation": necessity * alone}
+            assert row["saliency"] == pytest.approx(by_hand[kind], abs=1e-6)
+    assert kind == "cir" or any(row["reliance"] for row in rows)
+    (update,) = (line for line in read_lines(tmp_path / "metrics.jsonl") if "outcome" in line)
+    assert 0 < update["seconds_masks"]
+
+
+def test_the_fixed_masks_batches_change_no_saliency():
+    config = parse_args(["--questions", "2", "--saliency", "mediation", "--max-new-tokens", "80"])
+    tokenizer, model = Tokenizer.from_directory(config.model), load_llama(config.model)
+    questions, part = load_problems("micro", "train", limit=2), part_of_a_run(config)
+    rollouts, prefill = train.sample_groups(model, tokenizer, questions, 0, part)
+    train.learn_saliency(model, tokenizer, rollouts, prefill, part)
+    together = [rollout.saliency for rollout in rollouts]
+    small = part_of_a_run(dataclasses.replace(config, mask_batch=1))  # four at a time
+    train.learn_saliency(model, tokenizer, rollouts, prefill, small)
+    assert [rollout.saliency for rollout in rollouts] == pytest.approx(
+        together, abs=1e-5, nan_ok=True
     )
-    assert plain != shuffled
-    for start in range(0, 8, 4):
-        group = slice(start, start + 4)
-        assert sorted(plain[group]) == sorted(shuffled[group])
+    assert any(saliency > 1e-3 for saliency in together)
+
+
+def test_a_blind_update_hides_the_prompt_from_answers(tmp_path, monkeypatch):
+    """Old and new log-probabilities alike; without the flag every row sees the prompt."""
+    seen, score = [], grpo.score_tokens
+
+    def recording(model, prompts, completions, temperature, chunk, recompute, blind):
+        seen.append((completions, blind))
+        return score(model, prompts, completions, temperature, chunk, recompute, blind)
+
+    monkeypatch.setattr(grpo, "score_tokens", recording)
+    tokenizer = Tokenizer.from_directory("data/micro")
+    for flag in ("--blind-answers", "--no-blind-answers"):
+        seen.clear()
+        flags = ["--steps", "1", "--eval-problems", "1", "--saliency", "none", flag]
+        done(train.main, *SMALL, *flags, "--out", tmp_path / flag)
+        assert len(seen) == 2 * 4  # two passes over 8 rollouts, two at a time
+        for completions, blind in seen:
+            traces = [split_trace(completion, tokenizer) for completion in completions]
+            begins = [len(trace.reasoning) for trace in traces]
+            assert blind == (begins if flag == "--blind-answers" else None)
 
 
 def test_an_epoch_asks_each_question_once_and_the_next_in_another_order():
@@ -180,6 +229,7 @@ def test_the_paper_preset_is_section_3_4():
         sparsity=0,
     )
     assert (config.saliency, config.saliency_weight) == ("mask", 1.0)
+    assert not (config.length_penalty or config.blind_answers or config.shuffle_saliency)
     assert (config.questions, config.rollouts, config.passes, config.micro_batch) == (8, 8, 2, 2)
     assert (config.lr, config.clip_eps, config.ratio) == (8e-7, 0.2, "sequence")
     assert (config.epochs, config.steps, config.max_new_tokens) == (5, None, 1024)
@@ -213,12 +263,13 @@ def test_the_docs_explain_every_metric(one_process):
 
 
 def test_the_preset_pays_right_rollouts_alone(tmp_path):
-    flags = ["--steps", "1", "--eval-problems", "1", "--temperature", "1.5"]  # some shall be wrong
+    # Longer problems, of which some shall be wrong.
+    flags = ["--steps", "1", "--eval-problems", "1", "--train-split", "long", "--questions", "4"]
     done(train.main, *SMALL, *flags, "--out", tmp_path / "run")
     rows = read_lines(tmp_path / "run/samples.jsonl")
     wrong = [row["saliency"] for row in rows if row["outcome"] < 0]
     right = [row["saliency"] for row in rows if row["outcome"] == 0]
-    assert set(wrong) == {0} and right and all(0 < saliency < 1 for saliency in right)
+    assert set(wrong) == {0} and max(right) > 0 and all(0 <= saliency <= 1 for saliency in right)
 
 
 def test_outcome_only_learns_no_mask(tmp_path):
@@ -295,6 +346,8 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
         ("--questions 20000 --micro-batch 1", "--questions 20000"),
         ("--spacy-model no_such_pipeline", "--spacy-model no_such_pipeline"),
         ("--saliency loud", "--saliency"),
+        ("--saliency length", "invalid choice: 'length'"),
+        ("--length-penalty -1", "--length-penalty -1.0: must be at least 0"),
         ("--seed -1", "--seed -1"),
         ("--lr 0", "--lr 0"),
         ("--saliency-weight nan", "--saliency-weight nan"),
@@ -310,7 +363,7 @@ def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
         ("--dataset mmlu --train-split heldout", "--train-split heldout: these"),
         ("--dataset gsm8k --train-split test", "--train-split test: these"),
         ("--train-split heldout", "--train-split heldout: these"),
-        ("--train-split val", "--train-split val: micro has train, heldout, hard"),
+        ("--train-split val", "--train-split val: micro has train, long, heldout, hard"),
         ("--dataset mmlu --train-split hard", "--train-split hard: mmlu has train, heldout, dev"),
     ],
 )
@@ -392,14 +445,12 @@ def test_torchrun_shows_the_sentence_too(tmp_path):
         ("--model nowhere", "--model nowhere"),
         ("--model data/micro --compare nowhere", "--compare nowhere"),
         ("--model data/micro --limit 0", "--limit"),
-        ("--model data/micro --samples 0", "--samples"),
         ("--model data/micro --temperature nan", "--temperature"),
         ("--model data/micro --device cuda:99", "--device cuda:99"),
         ("--model data/micro --out README.md", "--out README.md"),
-        ("--model data/micro --dataset gsm8k --split hard", "hard"),
         ("--model data/micro --dataset mmlu --split hard", "no split 'hard': train, heldout, dev"),
         ("--model data/micro --dataset mmlu --data-dir nowhere", "--data-dir nowhere"),
-        ("--model data/micro --split val", "no split 'val': train, heldout, hard"),
+        ("--model data/micro --split val", "no split 'val': train, long, heldout, hard"),
     ],
 )
 def test_bad_input_to_eval_gets_a_sentence(arguments, named, monkeypatch, capsys):

@@ -103,22 +103,32 @@ class Cost:
         size = 2 * FLOAT + BFLOAT if self.half else FLOAT
         return rows * self.heads * own * (prompt + own) * size
 
-    def mask_step_flop(self, prompt: int, own: int, answer: int) -> int:
+    def fixed_mask_memory(self, rows: int, prompt: int, own: int, answer: int) -> int:
+        """What fixed masks hold at their fullest; nothing is kept to go backward.
+
+        Keys and values of all layers: the prompts', with the completions', and with room for the
+        rows after the reasoning; or the last and 3 V for the logits. In float32 two masks, own * T.
+        """
+        cache, logits = self.kv_cache(prompt + own), 3 * answer * self.vocabulary * FLOAT
+        return rows * (cache + max(cache + self.kv_cache(prompt), logits) + 2 * own * own * FLOAT)
+
+    def mask_step_flop(self, prompt: int, own: int, answer: int, backward=True) -> int:
         """Matrix products of a mask step, forward and backward through activations, per rollout.
 
         Layer 0's projections of q, k and v are constants, and its attention ends the backward pass;
         the last layer needs k and v of all own rows, the rest of it and the head only answer rows.
+        backward: False for a fixed mask, which goes forward alone.
         """
-        h, q, columns = self.h, self.q, prompt + own
+        h, q, columns, twice = self.h, self.q, prompt + own, 4 if backward else 2
         rest = 2 * h * q + 3 * h * self.inner  # weights of q and o projections and MLP
 
         def products(rows):  # attention: 2 forward, 2 back over all columns, 2 over own ones
-            return 2 * rows * q * (4 * columns + 2 * own)
+            return 2 * rows * q * (2 * columns + backward * (2 * columns + 2 * own))
 
-        first = 4 * own * (rest - h * q) + 2 * own * q * 3 * columns
-        middle = 4 * own * (2 * h * self.kv + rest) + products(own)
-        last = 4 * own * 2 * h * self.kv + 4 * answer * rest + products(answer)
-        return first + (self.layers - 2) * middle + last + 4 * answer * self.head
+        first = twice * own * (rest - h * q) + 2 * own * q * (2 + backward) * columns
+        middle = twice * own * (2 * h * self.kv + rest) + products(own)
+        last = twice * (own * 2 * h * self.kv + answer * rest) + products(answer)
+        return first + (self.layers - 2) * middle + last + twice * answer * self.head
 
     def matrices(self, tokens: float, head_rows: float) -> float:
         """FLOP of a forward pass through the matrices: 2 per weight and token, or head row."""

@@ -1,4 +1,4 @@
-"""Every PNG that the project draws: Figures 1 to 5 of a report, and the learning curves of a run.
+"""Every PNG that the project draws: a report's differences and Figures 1 to 5, a run's curves.
 
     png = draw_history({"1. runs/a": run}, wide=True)
     curves(history, Path("runs/a/curves.png"))
@@ -17,6 +17,7 @@ import numpy as np
 
 from lab.measure.table1 import WORD_KINDS
 from lab.show.heat import LIGHT
+from lab.show.tables import CHANGES
 from lab.show.text import fold, is_right_to_left, visible
 
 # Okabe and Ito's colours (their yellow darker, for a white ground), told apart in all common colour
@@ -95,6 +96,47 @@ def label_axis(axis, title: str, below: str, size: int = 8) -> None:
 
 
 @own_style
+def draw_differences(pairs: list[tuple[str, str, dict]], wide: bool) -> bytes:
+    """What changed: a forest plot of each pair (after, before, compare.compare_arms' result).
+
+    A marker is filled where the interval leaves 0 out. Tokens have an axis of their own.
+    """
+    height = 3.3 * len(pairs)
+    figure = new_figure(*((8.5, height) if wide else (4.3, height)))
+    panels = figure.subfigures(len(pairs), 1, squeeze=False)[:, 0]
+    for panel, (*labels, result) in zip(panels, pairs, strict=True):
+        title = " less ".join(short(label, 44 if wide else 22) for label in labels)
+        panel.suptitle(title, fontsize=9, weight="bold")
+        sides = result["own"], result["matched"]["differences"]
+        keys = [key for key in CHANGES if key in sides[0] and key != "tokens"]
+        upper, lower = panel.subplots(2, 1, height_ratios=[max(1, len(keys)), 1.5])
+        draw_intervals(upper, keys, sides)
+        label_axis(upper, "", "difference (shares and areas as parts of 1; hidden: nats)")
+        draw_intervals(lower, ["tokens"], sides)
+        label_axis(lower, "", "difference in tokens")
+    handles = upper.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return as_png(figure, DPI[wide])
+
+
+def draw_intervals(axis, keys: list[str], sides: tuple[dict, dict]) -> None:
+    """A row for each measure, at own lengths and below it at matched length."""
+    for n, (label, side) in enumerate(zip(("own lengths", "matched length"), sides, strict=True)):
+        colour = ARM_COLOURS[n]
+        axis.plot([], [], ARM_MARKERS[n], color=colour, label=label)
+        for row, measure in enumerate(map(side.get, keys), 1):
+            if measure and measure["low"] is not None:
+                low, high, y = measure["low"], measure["high"], row + 0.3 * n - 0.15
+                axis.plot([low, high], [y, y], color=colour, lw=1.5)
+                face = colour if low > 0 or high < 0 else "white"
+                axis.plot([measure["value"]], [y], ARM_MARKERS[n], color=colour, mfc=face, ms=5)
+    axis.axvline(0, color="#000000", lw=0.8, zorder=0)
+    axis.set_yticks(range(1, len(keys) + 1), [CHANGES[key] for key in keys])
+    axis.set_ylim(len(keys) + 0.6, 0.4)
+    axis.grid(axis="x", alpha=0.3)
+
+
+@own_style
 def draw_masks(masks: dict[str, dict], wide: bool) -> bytes:
     """Figure 1: of each arm (label -> arms.follow_mask's row) three masks and the probability."""
     # Shares of the suppression removed: (masks, rows, columns) of each arm; nan is no entry.
@@ -145,14 +187,14 @@ def has_history(run: dict | None) -> bool:
     return bool(run and (run["evals"] or run["updates"]))
 
 
-def evals_by_size(evals: list[list]) -> tuple[list[list], list[list]]:
-    """A run's evals in order: those of as many problems as its largest, and those of fewer.
+def full_evals(evals: list[list]) -> list[list]:
+    """A run's evals in order, without those of fewer problems than its largest.
 
-    An eval that does not name its number of problems counts as large.
+    A line to those would join accuracies of different problems. An eval that does not name its
+    number of problems counts as large.
     """
     largest = max((row[3:] for row in evals), default=[])  # [problems], or [] where unknown
-    small = [row for row in sorted(evals) if row[3:] not in ([], largest)]
-    return [row for row in sorted(evals) if row not in small], small
+    return [row for row in sorted(evals) if row[3:] in ([], largest)]
 
 
 @own_style
@@ -169,15 +211,11 @@ def draw_history(runs: dict[str, dict | None], wide: bool) -> bytes:
         look = {"color": ARM_COLOURS[n % len(ARM_COLOURS)], "ls": ARM_LINES[n % len(ARM_LINES)]}
         marked = {"marker": ARM_MARKERS[n % len(ARM_MARKERS)]}
         legend.append(Line2D([], [], label=short(label, 48 if wide else 34), **look, **marked))
-        large, small = evals_by_size(run["evals"])
-        # A line to evaluations of fewer problems would join accuracies of different problems.
-        hollow = {"ls": "", "mfc": "white"}
         for column, axis in enumerate(axes, 1):
             outcome = column == 1  # a rollout's is 0 or -1, so 1 more is its accuracy
             for rows, shift, style in (
                 (sorted(run["updates"]), outcome, {"alpha": 0.55, "lw": 1.2}),
-                (large, 0, {"ms": 7, "lw": 2} | marked),
-                (small, 0, {"ms": 7} | marked | hollow),
+                (full_evals(run["evals"]), 0, {"ms": 7, "lw": 2} | marked),
             ):
                 if rows:
                     points = [row[0] for row in rows], [row[column] + shift for row in rows]
@@ -193,7 +231,7 @@ def draw_history(runs: dict[str, dict | None], wide: bool) -> bytes:
 
 @own_style
 def curves(history: list[dict], path: Path) -> None:
-    """Learning curves as a PNG: accuracy and pass@4, reasoning length, and the three rewards.
+    """Learning curves as a PNG: accuracy and computing share, reasoning length, the three rewards.
 
     history: metrics.jsonl's lines; `eval` entries hold a summary, others a step's rewards.
     """
@@ -201,7 +239,11 @@ def curves(history: list[dict], path: Path) -> None:
     updates = [line for line in history if "outcome" in line]
     at_evals, faint = {"marker": "o"}, {"alpha": 0.6}
     panels = {  # title: (key, label, where from, look) of its lines
-        "held-out accuracy": [(key, key, evals, at_evals) for key in ("pass@1", "pass@4")],
+        "shares of held-out samples": [
+            ("pass@1", "accuracy (pass@1)", evals, at_evals), ("pass@4", "pass@4", evals, at_evals),
+            ("computing", "computing share", evals, at_evals),
+            ("computing", "computing share, rollouts", updates, faint),
+        ],
         "mean reasoning length (tokens)": [
             ("tokens", "held-out", evals, at_evals), ("length", "rollouts", updates, faint)
         ],
@@ -213,8 +255,9 @@ def curves(history: list[dict], path: Path) -> None:
     axes = figure.subplots(1, 3)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for key, label, rows, look in lines:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            axis.plot(*zip(*points, strict=True), label=label, **look)
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, **look)
         axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)

@@ -19,6 +19,7 @@ ROWS = {  # Table 1, key: (label, whether it is a share)
     "pass@2": ("pass@2", True),
     "pass@3": ("pass@3", True),
     "pass@4": ("pass@4", True),
+    "computing": ("computing share", True),
     "tokens": ("tokens per trace", False),
     "tokens_spread": ("  spread in a question", False),
     "spacy_tokens": ("spaCy tokens per trace", False),
@@ -40,6 +41,12 @@ MAP_HEADS = {
     "auroc": "AUROC",
     "auroc no punctuation": "AUROC, no punctuation",
 }
+CHANGES = {  # of a pair of arms, what its forest plot shows
+    "computing": "computing share", "pass@1": "accuracy", "pass@4": "pass@4",
+    "corruption": "corruption", "truncation": "truncation", "necessity": "reasoning hidden",
+    "direct": "prompt hidden", "tokens": "tokens per trace",
+}  # fmt: skip
+MAIN_CHANGES = ("computing", "pass@1", "tokens", "corruption")  # what its sentence names
 DIFFERENCE_HEADS = ["own lengths", "matched length", "matched questions"]
 
 
@@ -74,13 +81,15 @@ def summary_rows(summaries: dict[str, dict], measures: dict[str, dict]) -> dict[
             cells = []
             for name, summary in summaries.items():
                 measure = measures.get(name, {}).get(key)
-                cells.append(summary_cell(summary[key], share, measure))
+                cells.append(summary_cell(summary.get(key), share, measure))
             lines[key] = label, cells
     return lines
 
 
-def summary_cell(value: float, share: bool, measure: dict | None) -> str:
+def summary_cell(value: float | None, share: bool, measure: dict | None) -> str:
     """A number of Table 1, and the interval of its measure where there is one."""
+    if value is None:
+        return "-"
     text, scale = (f"{value:.1%}", 100) if share else (f"{value:.1f}", 1)
     if not measure or measure["low"] is None:
         return text
@@ -99,7 +108,7 @@ def summary_table(summaries: dict[str, dict], pipeline, measures: dict[str, dict
     if len(heads) > 1 and not measures:
         heads, widths = [*heads, "change"], [*widths, 12]
         for key, (_, cells) in lines.items():
-            cells.append(change(key, first[key], last[key]))
+            cells.append(change(key, first.get(key), last.get(key)))
     note = (
         f"{first['problems']} problems x {first['samples']} samples; numbers, stop words and "
         f"symbols by spaCy, {describe_spacy(pipeline)}"
@@ -107,17 +116,19 @@ def summary_table(summaries: dict[str, dict], pipeline, measures: dict[str, dict
     return f"{note}\n{columns_of(lines.values(), heads, label_width=24, widths=widths)}"
 
 
-def change(key: str, before: float, after: float) -> str:
-    """In points for shares of samples, else relative; "" where the number before is 0."""
-    if "pass@" in key or key in ("truncated", "no_delimiter"):
+def change(key: str, before: float | None, after: float | None) -> str:
+    """In points for shares of samples, else relative; "" where a number lacks or begins at 0."""
+    if before is None or after is None:
+        return ""
+    if "pass@" in key or key in ("computing", "truncated", "no_delimiter"):
         return f"{100 * (after - before):+.1f} pts"
     return f"{(after - before) / before:+.0%}" if before else ""
 
 
 def headline(name: str, measures: dict[str, dict]) -> str:
     """What is known of an arm first, in a line."""
-    passes = [key for key in measures if key.startswith("pass@")]
-    parts = [f"{key} {100 * measures[key]['value']:.1f}%" for key in passes]
+    shares = [key for key in measures if key.startswith("pass@") or key == "computing"]
+    parts = [f"{key} {100 * measures[key]['value']:.1f}%" for key in shares]
     return f"{name}: {', '.join(parts)}, {measures['tokens']['value']:.1f} tokens per trace"
 
 
@@ -156,6 +167,21 @@ def map_rows(name: str, measures: dict[str, dict]) -> tuple[str, list[str], list
 def map_table(name: str, measures: dict[str, dict]) -> str:
     title, heads, lines, note = map_rows(name, measures)
     return f"{columns_of(lines, heads, title)}\n{note}".rstrip("\n") if lines else title
+
+
+def main_changes(result: dict) -> str:
+    """What a pair of arms (compare_arms' result) differs in, no stronger than the intervals say."""
+    clauses = []
+    for key in MAIN_CHANGES:
+        if (measure := result["own"].get(key)) and measure["value"] is not None:
+            scale, unit = (1, "") if key == "tokens" else (100, " points")
+            value, low, high = (measure[name] for name in ("value", "low", "high"))
+            verdict, ends = "not distinguishable", ""  # as of one question alone
+            if low is not None:
+                verdict = "higher" if low > 0 else "lower" if high < 0 else verdict
+                ends = f" [{scale * low:+.1f}, {scale * high:+.1f}]"
+            clauses.append(f"{CHANGES[key]} {verdict}, {scale * value:+.1f}{unit}{ends}")
+    return "; ".join(clauses)
 
 
 def difference_rows(result: dict) -> list[Line]:

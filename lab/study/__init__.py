@@ -2,11 +2,10 @@
 
 __main__.py     the study: does AtManRL work, and which reading of the paper is right?
 arms.py         its runs of train.py, which differ in their reward alone
-sign.py         what each candidate reward would pay for, before any training
+selection.py    what each candidate reward would pay for, before any training
 kept.py         what the study keeps of its runs, in docs/study/
 measures.py     measures of arms over seeds and questions, and their intervals
 report.py       docs/study.md, from what is kept
-fewer_steps.py  whether fewer mask steps than 200 keep the order of rewards
 make_micro.py   the checkpoint data/micro/, made from nothing
 bench.py        what masks and sampling cost, beside the plain way and transformers
 scaling.py      what several processes change (nothing), and how much faster they are

@@ -1,17 +1,15 @@
 """What the study keeps of its runs: the JSON files in docs/study/, as written and as read again.
 
-    sign-PART.json    rows of lab/study/sign.py
-    start.json        evaluations of the checkpoint that every arm starts from
-    ARM-SEED.json     settings, updates and evaluations of one run
-    pilot-NAME.json   settings and updates of one run
+    selection-START.json   lab/study/selection.py's rewards of one start's traces
+    start.json             evaluations of the checkpoint that every arm starts from
+    ARM-SEED.json          settings, updates and evaluations of one run
+    pilot-NAME.json        settings and updates of one run
 
 A run's file holds short rows in place of objects, because the files are committed:
-updates       UPDATE of each
-evals         step and EVAL of each of train.py's own evaluations
-heldout, hard problem -> for each sample what `sample_row` gives
-reliance      problem -> sample -> same answer at each fraction (0, 1 or null), necessity, direct,
-              corruption
-map           problem -> sample, length, ranking -> what MAP_TESTS name
+updates        UPDATE of each
+heldout, hard  problem -> for each sample what `sample_row` gives
+reliance       heldout or hard -> problem -> sample -> same answer at each fraction (0, 1 or null),
+               necessity, direct, corruption
 """
 
 import json
@@ -19,18 +17,18 @@ import math
 from pathlib import Path
 
 from data.files import write_file
-from lab.measure.faithfulness import TOP_SHARES
+from data.micro_labels import computing_equations, equation_values, number_value
+from data.traces import NUMBER
 from lab.measure.table1 import WORDS, counts_by_text, load_spacy, table1_ratios
 from lab.study.arms import ARMS, EVALUATIONS, PILOTS, ROOT, read_lines
 
 KEPT, RUNS = ROOT / "docs/study", ROOT / "runs/study"
 SECONDS = ("seconds_sampling", "seconds_masks", "seconds_policy")
-UPDATE = ("step", "outcome", "saliency", "saliency_spread", "no_signal", "length", "clip_fraction")
+UPDATE = ("step", "outcome", "computing", "length", "saliency", "saliency_spread", "clip_fraction")
 UPDATE += SECONDS
-EVAL = ("problems", "pass@1", "pass@4", "tokens", "numbers", "stop_words")
-FLAGS = ("correct", "valid", "truncated", "no_delimiter")  # of a sample
-# AOPC of the first two, AUROC on all tokens and without punctuation
-MAP_TESTS = ("comprehensiveness", "sufficiency", "auroc", "auroc no punctuation")
+FLAGS = ("correct", "valid", "truncated", "no_delimiter", "computing")  # of a sample
+GAMES = ("wrong", "repeats", "states", "foreign")  # see `games`
+SPLITS = ("heldout", "hard")
 
 
 def write(path: Path, content: dict) -> None:
@@ -38,49 +36,61 @@ def write(path: Path, content: dict) -> None:
 
 
 def training_of(folder: Path) -> dict:
-    """config, updates and evals of a finished run."""
+    """config and updates of a finished run."""
     lines = read_lines(folder / "metrics.jsonl")
-    evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     return {
         "config": json.loads((folder / "config.json").read_text()) | {"out": None},
         "updates": [[round_off(row[key]) for key in UPDATE] for row in lines if "outcome" in row],
-        "evals": [[step, *(round_off(summary[key]) for key in EVAL)] for step, summary in evals],
     }
 
 
 def evaluations_of(folder: Path) -> dict:
-    """versions, heldout, hard, reliance and map, from the results of EVALUATIONS in a folder."""
+    """versions, heldout, hard and reliance, from the results of EVALUATIONS in a folder."""
     models = {}
     for evaluation in EVALUATIONS:
         results = json.loads((folder / f"eval-{evaluation}/results.json").read_text())
         models[evaluation] = next(iter(results["models"].values()))
-    kept = {"versions": results["versions"], "heldout": {}, "hard": {}, "reliance": {}, "map": {}}
-    for evaluation in ("heldout", "hard"):
-        records = models[evaluation]["records"]
+    kept = {"versions": results["versions"], "heldout": {}, "hard": {}, "reliance": {}}
+    for split, faithful in zip(SPLITS, ("faithful", "hard"), strict=True):
+        records, rows = models[split]["records"], kept["reliance"].setdefault(split, {})
         words = counts_by_text([record["text"] for record in records], load_spacy(None))
         for record, counts in zip(records, words, strict=True):
-            kept[evaluation].setdefault(record["id"], []).append(sample_row(record, counts))
-    for row in models["faithful"]["reliance"]:
-        same = row["same"] and [int(answer) for answer in row["same"]]
-        values = [round_off(row[key]) for key in ("necessity", "direct", "corruption")]
-        kept["reliance"].setdefault(row["id"], {})[row["sample"]] = [same, *values]
-    for row in models["faithful"]["map"]:
-        rankings = {ranking: map_values(row, ranking) for ranking in row["comprehensiveness"]}
-        kept["map"][row["id"]] = [row["sample"], row["length"], rankings]
+            kept[split].setdefault(record["id"], []).append(sample_row(record, counts))
+        for row in models[faithful]["reliance"]:
+            same = row["same"] and [int(answer) for answer in row["same"]]
+            values = [round_off(row[key]) for key in ("necessity", "direct", "corruption")]
+            rows.setdefault(row["id"], {})[row["sample"]] = [same, *values]
     return kept
 
 
-def sample_row(record: dict, counts: dict) -> list[int]:
-    """FLAGS, the number of reasoning tokens, table1.WORDS."""
-    flags = [int(record[key]) for key in FLAGS]
-    return [*flags, len(record["reasoning"]), *(counts[kind] for kind in WORDS)]
+def sample_row(record: dict, counts: dict) -> list[int | None]:
+    """FLAGS, GAMES, the number of reasoning tokens, table1.WORDS."""
+    flags = [None if record[key] is None else int(record[key]) for key in FLAGS]
+    return [*flags, *games(record), len(record["reasoning"]), *(counts[kind] for kind in WORDS)]
 
 
-def map_values(row: dict, ranking: str) -> list[float | None]:
-    """MAP_TESTS of one ranking of one trace."""
-    aopc = [sum(row[test][ranking]) / len(TOP_SHARES) for test in MAP_TESTS[:2]]
-    used = (row.get("auroc", {}).get(which, {}) for which in ("all tokens", "no punctuation"))
-    return [round_off(value) for value in (*aopc, *(areas.get(ranking) for areas in used))]
+def games(record: dict) -> list[int]:
+    """GAMES: ways to look used without having computed the answer from the question.
+
+    wrong: the answer rests on an equation, and is wrong: something else was computed, and copied.
+    repeats: an equation that the answer rests on is there twice.
+    states: the answer's number is there, and no equation leads to it.
+    foreign: the answer rests on equations none of whose operands is a number of the question: they
+        were made up to result in an answer that was known.
+    """
+    answer = record["number"] or ""
+    equations = [match[0] for match in computing_equations(record["text"], answer)]
+    operands = set().union(*(equation_values(equation)[0] for equation in equations))
+    wrong, repeats = equations and not record["correct"], len(set(equations)) < len(equations)
+    states = not equations and number_value(answer) in values_of(record["text"])
+    foreign = equations and not values_of(record["question"]) & operands
+    return [int(bool(record["valid"] and game)) for game in (wrong, repeats, states, foreign)]
+
+
+def values_of(text: str) -> set:
+    """All numbers of a text, signed as data.traces reads answers."""
+    found = NUMBER.finditer(text)
+    return {number_value("-" * bool(match["sign"]) + match["digits"]) for match in found}
 
 
 def round_off(value):
@@ -90,14 +100,15 @@ def round_off(value):
     return int(value) if isinstance(value, bool) else float(f"{value:.5g}")
 
 
-def load_all(folder: Path, pattern: str) -> list:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+def load_all(folder: Path, pattern: str) -> dict[str, dict]:
+    """Content of each file, by its name without the ending."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(pattern))}
 
 
 def load_arms(folder: Path = KEPT) -> dict[str, dict[int, dict]]:
     """arm -> seed -> what is kept of that run; the start and ARMS, in their order."""
     arms: dict[str, dict[int, dict]] = {name: {} for name in ("start", *ARMS)}
-    for run in load_all(folder, "*.json"):
+    for run in load_all(folder, "*.json").values():
         if "arm" in run:
             arms[run["arm"]][run["seed"]] = run
     return {name: runs for name, runs in arms.items() if runs}
@@ -105,41 +116,36 @@ def load_arms(folder: Path = KEPT) -> dict[str, dict[int, dict]]:
 
 def load_pilots(folder: Path = KEPT) -> dict[str, dict]:
     """pilot -> what is kept of it, in the order of PILOTS."""
-    runs = {run["pilot"]: run for run in load_all(folder, "pilot-*.json")}
+    runs = {run["pilot"]: run for run in load_all(folder, "pilot-*.json").values()}
     return {name: runs[name] for name in PILOTS if name in runs}
 
 
+def samples_of(run: dict, split: str) -> list[dict]:
+    """Records as table1_ratios takes them, with GAMES, and WORDS among their keys."""
+    names = (*FLAGS, *GAMES, "reasoning", *WORDS)
+    samples = [
+        {"id": problem, "sample": sample, **dict(zip(names, row, strict=True))}
+        for problem, rows in run[split].items()
+        for sample, row in enumerate(rows)
+    ]
+    return [sample | {"reasoning": range(sample["reasoning"])} for sample in samples]
+
+
 def table1_of(run: dict, split: str) -> dict[str, dict]:
-    """table1.table1_ratios of a kept run."""
-    records, words = [], []
-    for problem, rows in run[split].items():
-        for sample, row in enumerate(rows):
-            flags = dict(zip(FLAGS, row, strict=False))
-            tokens, *counts = row[len(FLAGS) :]
-            records.append({"id": problem, "sample": sample, "reasoning": [0] * tokens} | flags)
-            words.append(dict(zip(WORDS, counts, strict=True)))
-    return table1_ratios(records, words)
+    """table1.table1_ratios of a kept run, and the share of its samples of each of GAMES."""
+    samples = samples_of(run, split)
+    ratios = table1_ratios(samples, samples)
+    for place, game in enumerate(GAMES, start=len(FLAGS)):
+        counts = {name: sum(row[place] for row in rows) for name, rows in run[split].items()}
+        ratios[game] = {name: (count, len(run[split][name])) for name, count in counts.items()}
+    return ratios
 
 
-def reliance_rows(run: dict, chosen=None) -> list[dict]:
-    """Rows as compare.reliance_ratios takes them, of all samples or of the chosen (id, sample)."""
+def reliance_rows(run: dict, split: str) -> list[dict]:
+    """Rows as compare.reliance_ratios takes them, of every sample that was measured."""
     keys = ("same", "necessity", "direct", "corruption")
     return [
         {"id": problem, "sample": int(sample), **dict(zip(keys, values, strict=True))}
-        for problem, samples in run["reliance"].items()
+        for problem, samples in run["reliance"][split].items()
         for sample, values in samples.items()
-        if chosen is None or (problem, int(sample)) in chosen
     ]
-
-
-def map_of(run: dict, chosen=None) -> dict[str, dict]:
-    """MAP_TESTS/ranking -> question -> (value, 1), of all tested traces or the chosen questions."""
-    ratios: dict[str, dict] = {}
-    for problem, (_, _, rankings) in run["map"].items():
-        if chosen is not None and problem not in chosen:
-            continue
-        for ranking, values in rankings.items():
-            for test, value in zip(MAP_TESTS, values, strict=True):
-                if value is not None:
-                    ratios.setdefault(f"{test}/{ranking}", {})[problem] = (value, 1.0)
-    return ratios

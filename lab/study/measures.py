@@ -1,34 +1,31 @@
-"""Measures of arms over seeds and questions, and their intervals.
+"""Measures of arms over seeds and questions, their intervals, and what a table shows of them.
 
 A measure of an arm is seed -> question -> (numerator, denominator): bootstrap.Ratios of each seed.
 """
 
-import random
+import itertools
+from collections import defaultdict
 
 import numpy as np
 
-from data import micro_task
-from data.tokenizer import Tokenizer
 from lab.measure.bootstrap import Ratios, resamples
-from lab.measure.compare import keys_of, near, nearest_lengths, reliance_ratios
-from lab.measure.table1 import counts_by_text, load_spacy, table1_ratios
-from lab.study.arms import ROOT
-from lab.study.kept import map_of, reliance_rows, table1_of
+from lab.measure.compare import key_of, keys_of, nearest_lengths, reliance_ratios
+from lab.measure.table1 import table1_ratios
+from lab.study.kept import SPLITS, reliance_rows, samples_of, table1_of
 
 Seeds = dict[int, Ratios]
 TOLERANCE = 0.1  # how far apart matched lengths may be, a share of the longer: eval.py's default
 
 
-def interval(arm: Seeds, base: Seeds | None = None, relative=False, draws: int = 2000):
+def interval(arm: Seeds, base: Seeds | None = None, draws: int = 2000) -> dict | None:
     """The mean over seeds of a ratio of sums over questions, with its 95% interval.
 
-    With base it is the difference arm - base, or with relative arm / base - 1, taken seed by seed:
-    a seed stands for the same questions in the same order, and a question counts where both arms
-    have it. Two sources of chance add up: questions, by a bootstrap that draws them for all seeds
-    together, and training, by the spread between seeds. Seeds are few, so the interval is
-    Student's t with Welch and Satterthwaite's degrees of freedom; of one seed it holds the
-    questions alone. Returns value, low, high, seeds (the value of each) and pairs (of seed and
-    question), None when there are no pairs.
+    With base it is the difference arm - base, taken seed by seed: a seed stands for the same
+    questions in the same order, and a question counts where both arms have it. Two sources of
+    chance add up: questions, by a bootstrap that draws them for all seeds together, and training,
+    by the spread between seeds. Seeds are few, so the interval is Student's t with Welch and
+    Satterthwaite's degrees of freedom; of one seed it holds the questions alone. Returns value,
+    low, high, seeds (the value of each) and pairs (of seed and question), None without any pair.
     """
     sides, used = [arm] if base is None else [arm, base], {}
     for seed in sorted(set.intersection(*map(set, sides))):
@@ -45,9 +42,7 @@ def interval(arm: Seeds, base: Seeds | None = None, relative=False, draws: int =
     def by_seed(weights) -> np.ndarray:
         """(draws, seeds) under weights (draws, questions); nan where nothing was drawn."""
         ratio, *less = ((weights @ p[:, :, 0].T) / (weights @ p[:, :, 1].T) for p in pairs)
-        for of_base in less:
-            ratio = ratio / of_base - 1 if relative else ratio - of_base
-        return ratio
+        return ratio - less[0] if less else ratio
 
     with np.errstate(invalid="ignore", divide="ignore"):
         seeds = by_seed(np.ones((1, len(questions))))[0]
@@ -65,77 +60,53 @@ def interval(arm: Seeds, base: Seeds | None = None, relative=False, draws: int =
     return estimate | {"seeds": seeds.tolist(), "pairs": sum(map(len, used.values()))}
 
 
-def values(arm: Seeds) -> list[float]:
-    """The ratio of sums over questions, of each seed."""
-    return [float(np.divide(*np.sum(list(arm[seed].values()), axis=0))) for seed in sorted(arm)]
+def cell(estimate: dict | None, percent: bool = False, signed: bool = False) -> str:
+    """A value with its interval, in percent or as it is; - where there is none.
+
+    A difference, signed, is bold where its interval excludes 0 and there is more than one seed.
+    """
+    if estimate is None or estimate["low"] is None:
+        return "-"
+    scale = 100 if percent else 1
+    digits = 1 if percent or abs(estimate["value"]) >= 5 else 3
+    form = f"{{:{'+' if signed else ''}.{digits}f}}"
+    value, low, high = (form.format(scale * estimate[key]) for key in ("value", "low", "high"))
+    seeds, apart = len(estimate.get("seeds", ())), estimate["low"] > 0 or estimate["high"] < 0
+    text = f"{value} [{low}, {high}]"
+    return f"**{text}**" if signed and apart and seeds > 1 else text
 
 
-def by_measure(seeds: dict[int, dict[str, dict]]) -> dict[str, Seeds]:
-    """seed -> measure -> Ratios, turned inside out."""
-    turned: dict[str, Seeds] = {}
-    for seed, measures in seeds.items():
-        for name, ratios in measures.items():
-            turned.setdefault(name, {})[seed] = ratios
-    return turned
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
 
 
 def own(runs: dict[int, dict]) -> dict[str, Seeds]:
-    """Every measure of an arm at its own lengths."""
-    seeds = {}
-    for seed, run in runs.items():
-        hard = {f"hard {key}": ratios for key, ratios in table1_of(run, "hard").items()}
-        reliance = reliance_ratios(reliance_rows(run))
-        seeds[seed] = table1_of(run, "heldout") | hard | reliance | map_of(run)
-    return by_measure(seeds)
+    """Every measure of an arm at its own lengths; those of hard problems begin with "hard "."""
+    found: dict[str, Seeds] = defaultdict(dict)
+    for (seed, run), split in itertools.product(runs.items(), SPLITS):
+        ratios = table1_of(run, split) | reliance_ratios(reliance_rows(run, split))
+        for name, by_question in ratios.items():
+            found["hard " * (split == "hard") + name][seed] = by_question
+    return found
 
 
 def matched(runs: dict[int, dict], base_runs: dict[int, dict]) -> tuple[dict, dict]:
-    """Faithfulness of two arms on pairs of traces about equally long (compare.py), seed by seed.
+    """Reliance, accuracy and computing share of two arms on pairs of traces about equally long.
 
-    Of the map only one trace a question was tested: those whose lengths happen to match.
+    The pairs are compare.py's, of the held-out traces whose reliance was measured, seed by seed.
     """
-    sides: tuple[dict, dict] = {}, {}
+    sides: tuple[dict, dict] = defaultdict(dict), defaultdict(dict)
     for seed in runs.keys() & base_runs.keys():
-        pair = runs[seed], base_runs[seed]
-        records = [reliance_rows(run) for run in pair]
-        for run, rows in zip(pair, records, strict=True):
-            for row in rows:
-                row["reasoning"] = range(run["heldout"][row["id"]][row["sample"]][4])
+        records = []
+        for run in (runs[seed], base_runs[seed]):
+            samples = {key_of(sample): sample for sample in samples_of(run, "heldout")}
+            rows = reliance_rows(run, "heldout")
+            records.append([row | samples[key_of(row)] for row in rows])
         pairs = nearest_lengths(*records, TOLERANCE)
-        both = pair[0]["map"].keys() & pair[1]["map"].keys()
-        tested = {q for q in both if near(*(run["map"][q][1] for run in pair), TOLERANCE)}
-        for n, (side, run) in enumerate(zip(sides, pair, strict=True)):
-            rows = reliance_rows(run, set(keys_of(pairs, n)))
-            side[seed] = reliance_ratios(rows) | map_of(run, tested)
-    return tuple(map(by_measure, sides))
-
-
-def seeds_of_all(*arms: dict[str, Seeds]) -> list[dict[str, Seeds]]:
-    """The arms' measures, of the seeds alone that all of them have."""
-    common = set.intersection(*(set(arm["tokens"]) for arm in arms))
-    return [
-        {key: {seed: seeds[seed] for seed in seeds if seed in common} for key, seeds in arm.items()}
-        for arm in arms
-    ]
-
-
-def tersest_trace(problem: micro_task.MicroProblem) -> str:
-    """The shortest trace that the generator writes: one bare equation a step, two where a quantity
-    must be computed first. Half of the generator's draws go in smaller steps, so 16 are drawn.
-    """
-    draws = (micro_task.write_trace(problem, random.Random(n), verbosity=0) for n in range(16))
-    return min(draws, key=len)
-
-
-def tersest(count: int) -> dict[str, Ratios]:
-    """Table 1, but for accuracy, of the tersest traces of the first held-out problems."""
-    problems = micro_task.load("heldout", count)
-    tokenizer = Tokenizer.from_directory(ROOT / "data/micro")
-    texts = [tersest_trace(problem) for problem in problems]
-    facts = {"sample": 0, "correct": True, "truncated": False, "no_delimiter": False}
-    records = [
-        facts | {"id": problem.id, "reasoning": tokenizer.encode(f"{text}\n")}
-        for problem, text in zip(problems, texts, strict=True)
-    ]
-    ratios = table1_ratios(records, counts_by_text(texts, load_spacy(None)))
-    return {key: by_problem for key, by_problem in ratios.items() if key != "pass@1"}
+        for n, (side, rows) in enumerate(zip(sides, records, strict=True)):
+            chosen = set(keys_of(pairs, n))
+            if rows := [row for row in rows if key_of(row) in chosen]:
+                for name, ratios in (reliance_ratios(rows) | table1_ratios(rows, rows)).items():
+                    side[name][seed] = ratios
+    return sides

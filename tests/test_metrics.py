@@ -1,0 +1,36 @@
+"""Metrics of an update's rollouts, by hand."""
+
+import pytest
+
+from lab.run.metrics import evaluation_line, of_rollouts
+
+FACT = {
+    "measured": True, "length": 4, "tokens": 8, "truncated": False, "delimiters": 1,
+    "no_reasoning": False, "computing": None, "mask_losses": None, "reliance": None,
+}  # fmt: skip
+
+
+def test_reliance_is_a_mean_over_the_rollouts_that_have_it():
+    rows = [[0.9, 0.1, 0.5], [0.2, 0.6, 1.0], None]
+    metrics = of_rollouts([FACT | {"reliance": row} for row in rows])
+    assert metrics["p_gold"] == pytest.approx((0.9 + 0.2) / 2)
+    assert metrics["necessity"] == pytest.approx((0.8 + 0) / 2)  # never below 0
+    assert metrics["sufficiency"] == pytest.approx((0.5 + 1.0) / 2)
+    assert metrics["mediation"] == pytest.approx(0.8 * 0.5 / 2)  # a mean of products
+
+
+def test_the_computing_share_leaves_out_traces_without_a_label():
+    labels = (True, False, False, None)
+    assert of_rollouts([FACT | {"computing": label} for label in labels])["computing"] == 1 / 3
+
+
+def test_what_no_rollout_has_is_none():
+    metrics = of_rollouts([FACT, FACT])
+    names = ("computing", "p_gold", "necessity", "sufficiency", "mediation", "mask_loss_end")
+    assert [metrics[name] for name in names] == [None] * 6 and metrics["length"] == 4
+
+
+def test_the_line_of_an_evaluation_names_the_computing_share_where_there_is_one():
+    summary = {"problems": 2, "pass@1": 0.5, "tokens": 9.0}
+    assert "computing" not in evaluation_line("before", summary)
+    assert "computing 25.0%" in evaluation_line("before", summary | {"computing": 0.25})
