@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from lab.study.arms import read_lines
-from lab.study.kills import timeless
+from tests.kills import timeless
 
 HERE = Path(__file__).resolve().parents[1]
 SMALL = (

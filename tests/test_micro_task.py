@@ -91,7 +91,7 @@ def test_the_draws_stay_those_that_the_checkpoint_was_trained_on(problems):
             trace = write_trace(p, rng, decoy=n % 2 == 1)
             digest.update(f"{p.question} {trace} {p.answer}\n".encode())
     assert digest.hexdigest() == (
-        "b20671044390954afa833ef1a84e3340d089033de4e57046dad8cfc8e61b9ce9"
+        "cd9fe457e526f09da50c3747dde3a6cf6fd9ff92394049fafa53953d06c587cd"
     )
 
 

@@ -358,7 +358,8 @@ def test_a_masked_policy_pass_is_not_fused():
 def run_of(model, **changes) -> plan.Plan:
     """A plan for a tiny model with this file's lengths, so that its FLOP can be counted."""
     lengths = plan.Lengths(P, T, D + A, P, "a test")
-    run = planned("--mask-steps", 1, "--passes", 1, "--rollouts", 4, "--questions", 4)
+    small = ("--mask-steps", 1, "--passes", 1, "--rollouts", 4, "--questions", 4)
+    run = planned("--saliency", "mask", *small)
     return dataclasses.replace(
         run, shape=model.config, lengths=lengths, completion=T + D + A, **changes
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.study.arms import DEFAULT
+from lab.study.arms import RECOMMENDED
 from lab.study.kept import load_arms, load_pilots
 from lab.study.measures import own
-from lab.study.report import COLUMNS, FAITHFULNESS, arms_table, pilots_table, protocol
+from lab.study.report import COLUMNS, RELIANCE, arms_table, pilots_table, protocol
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -114,17 +114,22 @@ def table(text: str, head: str) -> dict[str, list[str]]:
     return rows
 
 
-ARMS_HEAD = "| arm (seeds) | accuracy, %"
+ARMS_HEAD, AUC_HEAD = "| arm (seeds) | computing share, %", "| reward |"
 
 
 def test_the_readme_quotes_the_study():
     quoted, study = table(README, ARMS_HEAD), table(STUDY, ARMS_HEAD)
-    assert len(quoted) > 6 and "micro preset (3)" in quoted
+    assert len(quoted) > 6 and any(name.startswith(RECOMMENDED) for name in quoted)
     for name, values in quoted.items():
         assert values == study[name][: len(values)]
-    assert quoted["start"][0].split()[0] + "%" in README  # as the first command's text has them
-    accuracy, interval = quoted["micro preset (3)"][0].split(" ", 1)
-    assert f"{accuracy}% {interval}" in README
+
+
+def test_the_readme_quotes_the_selection():
+    quoted, study = table(README, AUC_HEAD), table(STUDY, AUC_HEAD)
+    assert len(quoted) > 6 and RECOMMENDED in quoted
+    places = [study[""].index(head) for head in quoted[""]]
+    for name, values in quoted.items():
+        assert values == [study[name][place] for place in places]
 
 
 def test_the_study_says_what_its_runs_say():
@@ -132,42 +137,8 @@ def test_the_study_says_what_its_runs_say():
     runs = load_arms()
     for section in (protocol(runs), pilots_table(load_pilots())):
         assert section in STUDY
-    arms = {name: runs[name] for name in ("outcome only", DEFAULT)}
+    arms = {name: runs[name] for name in ("outcome only", RECOMMENDED)}
     measures = {name: own(by_seed) for name, by_seed in arms.items()}
-    for columns in (COLUMNS, FAITHFULNESS):
-        for line in arms_table(arms, measures, columns).splitlines()[2:]:
+    for columns in (COLUMNS, RELIANCE):
+        for line in arms_table(measures, columns).splitlines()[2:]:
             assert line in STUDY.splitlines()
-
-
-CLOSING = {  # the first command's table -> the study's
-    "accuracy (pass@1)": "accuracy, %", "pass@4": "pass@4, %", "tokens per trace": "tokens",
-    "numbers": "numbers, %", "stop words": "stop words, %", "symbols": "symbols, %",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("label", CLOSING)
-def test_the_closing_table_agrees_with_the_study(label):
-    """Seed 0 on two threads, within the interval of the preset's runs on one."""
-    (after,) = re.findall(rf"^    {re.escape(label)} +\S+ +([\d.]+)", README, re.MULTILINE)
-    study = table(STUDY, ARMS_HEAD)
-    cell = study["micro preset (3)"][study[""].index(CLOSING[label])]
-    low, high = map(float, re.search(r"\[(\S+), (\S+)\]", cell).groups())
-    assert low <= float(after) <= high
-
-
-# ------------------------------------------------------------------------------------- line numbers
-
-
-def relinked(text: str) -> str:
-    """The text with each link's line number set to the one line that holds its code."""
-
-    def right(link):
-        words, file, _, code = link.groups()
-        (line,) = places(file, code)
-        return f'[{words}]({file}#L{line} "{code}")'
-
-    return LINE_LINK.sub(right, text)
-
-
-if __name__ == "__main__":
-    (ROOT / "README.md").write_text(relinked(README), encoding="utf-8")

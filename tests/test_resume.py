@@ -1,7 +1,7 @@
 """What ends a run early costs nothing: kills, signals, damage, a full disk, and the way back.
 
 Nearly all runs are train.main() in this process or in forks of it, which is faster than a process
-each. The long form of the kills, by the clock too, is lab/study/kills.py.
+each. The long form of the kills, by the clock too, is tests/kills.py.
 """
 
 import json
@@ -28,11 +28,10 @@ from lab.run.policy import make_optimizer
 from lab.run.ranks import Progress, Ranks, Stop
 from lab.run.runs import RunFolder
 from lab.run.session import Run
-from lab.study import kills
-from lab.study.kills import SETTINGS, differences, kill_at, kill_one, timeless
 from lab.study.scaling import LIMIT, apart
-from tests import commands
+from tests import commands, kills
 from tests.commands import FORKS, ROOT, fork, read_lines
+from tests.kills import SETTINGS, differences, kill_at, kill_one, timeless
 from train import parse_args
 
 TINY = [*SETTINGS, "--steps", "3", "--save-every", "1"]  # the later flag counts
@@ -130,7 +129,7 @@ def count_and_train(folder: str, die_before: int, arguments: list[str]) -> None:
 def test_a_run_that_is_killed_again_and_again_loses_nothing(whole, tmp_path, monkeypatch):
     """In the first checkpoint's files, at its end, and in the last's, of one run.
 
-    The first process is one as lab/study/kills.py starts it.
+    The first process is one as tests/kills.py starts it.
     """
     folder, log = tmp_path / "run", tmp_path / "log"
     for die_before, step in ((22, 1), (51, 1), (157, 3)):
@@ -144,7 +143,7 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(whole, tmp_path, mon
 
 
 def test_only_kills_that_hit_are_counted_and_notes_are_compared(stopped, tmp_path, monkeypatch):
-    """lab/study/kills.py itself: one that comes too late is drawn again, for a new run."""
+    """tests/kills.py itself: one that comes too late is drawn again, for a new run."""
     seen, outcomes = [], iter([None, None, "hit", None, "hit", "hit"])
 
     def kill(folder, log, **moment):

@@ -216,7 +216,7 @@ def trained(monkeypatch, tmp_path):
     small = (
         "--steps 3 --questions 2 --rollouts 4 --micro-batch 2 --mask-steps 1 --eval-problems 1 "
         "--eval-samples 1 --eval-every 0 --max-new-tokens 80 --device cpu "
-        "--no-gate-saliency"  # scripted ones are wrong
+        "--saliency attribution"
     )
 
     def run(*flags, name="run", resume=False):

@@ -20,6 +20,8 @@ ROWS = {  # Table 1, key: (label, whether it is a share)
     "pass@3": ("pass@3", True),
     "pass@4": ("pass@4", True),
     "computing": ("computing share", True),
+    "computing pass@1": ("  accuracy of these", True),
+    "decoy pass@1": ("  accuracy of the others", True),
     "tokens": ("tokens per trace", False),
     "tokens_spread": ("  spread in a question", False),
     "spacy_tokens": ("spaCy tokens per trace", False),

@@ -15,7 +15,7 @@ COMMON = (  # with all that the micro preset may come to say differently
     "--steps 30 --lr 2e-4 --ratio token --saliency-weight 1 --no-gate-saliency --mask-steps 20 "
     "--mask-memory path --eval-every 0 --eval-problems 16 --save-every 10 --keep 1"
 )
-WEIGHT = 4  # of the fixed masks' rewards, all on the scale of a probability
+WEIGHT = 1  # of the fixed masks' rewards, all on the scale of a probability
 PENALTY = 0.4  # per 100 reasoning tokens
 ARMS = {
     "outcome only": "--saliency none",
