@@ -536,7 +536,7 @@ def test_a_dry_run_of_the_default(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     text = dry_run(monkeypatch, capsys, "--dry-run", "--device", "cpu")
     assert "data/micro, 889,984 weights, world size 1" in text
-    assert "10,000 questions, 50 updates" in text and "6 evaluations" in text
+    assert "10,000 questions, 30 updates" in text and "4 evaluations" in text
     assert max(map(len, text.splitlines())) <= 100
     timed = re.search(r"CPU threads, (\S+) GFLOP/s, (\S+) GB/s, just timed", text)
     assert all(0 < float(rate.replace(",", "")) < 1e6 for rate in timed.groups())

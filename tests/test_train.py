@@ -55,7 +55,7 @@ def test_a_run_leaves_metrics_samples_a_checkpoint_and_the_table(one_process):
     assert [line["step"] for line in updates] == [1, 2]
     assert [line["step"] for line in lines if "eval" in line] == [0, 1, 2]
     for line in updates:
-        assert line["reward"] == pytest.approx(line["outcome"] + 2 * line["saliency"], abs=1e-6)
+        assert line["reward"] == pytest.approx(line["outcome"] + line["saliency"], abs=1e-6)
         assert line["loss"] == pytest.approx(0, abs=1e-5)  # on-policy: advantages sum to 0
     samples = read_lines(out / "samples.jsonl")
     assert len(samples) == 2 * 2 * 4
@@ -96,7 +96,8 @@ def test_sampling_and_masks_start_from_one_reading_of_the_prompts():
 
 def test_the_plain_loop_trains_to_the_same_saliencies(monkeypatch):
     """atman.py alone, without lab/run/suffix.py, through train.py's own code."""
-    config = parse_args(["--questions", "2", "--mask-steps", "2", "--max-new-tokens", "80"])
+    flags = "--saliency attribution --questions 2 --mask-steps 2 --max-new-tokens 80"
+    config = parse_args(flags.split())
     tokenizer, model = Tokenizer.from_directory(config.model), load_llama(config.model)
     questions, part = load_problems("micro", "train", limit=2), part_of_a_run(config)
     rollouts, prefill = train.sample_groups(model, tokenizer, questions, 0, part)
@@ -262,9 +263,19 @@ def test_the_docs_explain_every_metric(one_process):
     assert len(keys) > 30 and keys <= explained
 
 
-def test_the_preset_pays_right_rollouts_alone(tmp_path):
+def test_the_gate_pays_right_rollouts_alone(tmp_path):
     # Longer problems, of which some shall be wrong.
-    flags = ["--steps", "1", "--eval-problems", "1", "--train-split", "long", "--questions", "4"]
+    flags = [
+        "--gate-saliency",
+        "--steps",
+        "1",
+        "--eval-problems",
+        "1",
+        "--train-split",
+        "long",
+        "--questions",
+        "4",
+    ]
     done(train.main, *SMALL, *flags, "--out", tmp_path / "run")
     rows = read_lines(tmp_path / "run/samples.jsonl")
     wrong = [row["saliency"] for row in rows if row["outcome"] < 0]
@@ -316,7 +327,9 @@ def test_mmlu_files_train_too(tmp_path):
 
 def test_mmlu_pays_for_the_letter_and_learns_masks(tmp_path, monkeypatch):
     """Rollouts, outcome and saliency of completions that answer as they are told to."""
-    config = parse_args([*SMALL, "--dataset", "mmlu", "--train-split", "dev"])
+    config = parse_args(
+        [*SMALL, "--dataset", "mmlu", "--train-split", "dev", "--saliency", "attribution"]
+    )
     problems = load_problems("mmlu", config.train_split, write_mmlu(tmp_path))
     model, tokenizer = load_llama(config.model), Tokenizer.from_directory(config.model)
     said = [
