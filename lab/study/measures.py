@@ -82,10 +82,19 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def own(runs: dict[int, dict]) -> dict[str, Seeds]:
-    """Every measure of an arm at its own lengths; those of hard problems begin with "hard "."""
+    """Every measure of an arm at its own lengths; those of hard problems begin with "hard ".
+
+    Corruption is there by kind of trace too, because nearly all decoys and few computing traces of
+    one step hold a number that it can change.
+    """
     found: dict[str, Seeds] = defaultdict(dict)
     for (seed, run), split in itertools.product(runs.items(), SPLITS):
-        ratios = table1_of(run, split) | reliance_ratios(reliance_rows(run, split))
+        rows = reliance_rows(run, split)
+        ratios = table1_of(run, split) | reliance_ratios(rows)
+        label = {(s["id"], s["sample"]): s["computing"] for s in samples_of(run, split)}
+        for kind, computing in (("computing", 1), ("decoy", 0)):
+            chosen = [row for row in rows if label[row["id"], row["sample"]] == computing]
+            ratios[f"{kind} corruption"] = reliance_ratios(chosen).get("corruption", {})
         for name, by_question in ratios.items():
             found["hard " * (split == "hard") + name][seed] = by_question
     return found

@@ -1,7 +1,7 @@
 """What does each reward pay for, before any training: reasoning that is used, or decoration?
 
     python -m lab.study.selection --questions 4 --steps 20     # a first look
-    python -m lab.study.selection --device cuda --batch 256 --out docs/study/selection.json
+    python -m lab.study.selection --device cuda --batch 256 --out docs/study/selection-micro.json
 
 Every question is answered eight times, and every valid trace gets every candidate reward. A trace
 computes where its own answer rests on one of its equations (data/micro_labels.py), else it
