@@ -108,7 +108,7 @@ def test_probabilities_are_products_over_the_answer_by_full_passes(micro):
         "unmasked": answer_probability(model, context, answer),
     }
     assert heat_map.probabilities == pytest.approx(by_hand, rel=1e-4)
-    assert by_hand["suppressed"] < by_hand["restored"] != by_hand["unmasked"]
+    assert len(set(by_hand.values())) == 3  # so that none can pass for another
     assert heat_map.saliency == token_saliency(masks, settings.masks())[0].tolist()
     assert heat_map.losses == masks.losses[:, 0].tolist() and len(heat_map.losses) == 4
     assert math.exp(-2 * heat_map.losses[0]) == pytest.approx(by_hand["suppressed"], rel=1e-4)
