@@ -125,7 +125,7 @@ def by_mask(case: Case, name: str, config: MaskConfig) -> dict[str, torch.Tensor
     readings = READINGS if name == "mask" else ("restored", "even", "sum")
     found = {f"{name}, {it}": rollout_saliency(masks, config, **READINGS[it]) for it in readings}
     if name == "mask":
-        first, last = (-masks.losses[[0, -1]] * (case.batch.answer_weights > 0).sum(1)).exp()
+        first, last = (-masks.losses[[0, -1]] * case.batch.answer_lengths).exp()
         found["mask, P(gold) recovered"] = last - first
     return found
 
@@ -146,11 +146,11 @@ def integrated_gradients(batch: Batch, logits, start: float, points: int = POINT
     Sundararajan et al. 2017, by the midpoint rule: (B, R, T), which sums to log P(gold) at no mask
     less log P(gold) at `start`, but for the rule's error. start: as added to the scores.
     """
-    used, answer_tokens = batch.region.float(), (batch.answer_weights > 0).sum(1)
+    used = batch.region.float()
     gained = torch.zeros_like(used)
     for point in range(points):
         mask = (start * (1 - (point + 0.5) / points) * used).requires_grad_()
-        loss = (atman.answer_loss(logits(mask), batch) * answer_tokens).sum()
+        loss = (atman.answer_loss(logits(mask), batch) * batch.answer_lengths).sum()
         gained += torch.autograd.grad(loss, mask)[0] * start / points
     return gained * used
 
