@@ -6,11 +6,12 @@ The labels come from the text alone, never from how the text was made, so a samp
 labelled as one of the generator's is. `equation_values` and `number_value` serve the generator too.
 """
 
+import itertools
 import re
 from collections import Counter
 from decimal import Decimal
 
-from data import micro_wordings as wordings
+from data.micro_wordings import TASKS, Wordings, read_wordings
 
 COMPUTING, DECORATING, UNRECOGNISED = 1, 0, -1
 
@@ -24,16 +25,16 @@ TERM = re.compile(rf"(?:^|[-+*/=])\s*({NUMBER})")
 SENTENCE = re.compile(r"\S.*?(?:[.?!](?=\s)|\Z)", re.DOTALL)  # 1,200 and 2.5 end no sentence
 
 
-def sentence_pattern() -> re.Pattern:
+def sentence_pattern(wordings: Wordings) -> str:
     """Matches every sentence of a trace that any template can write, with any numbers in it."""
+    names, items, places = wordings.names, wordings.items, wordings.places
     slots = {slot: NUMBER for slot in "xbkd"} | {
-        "eq": EQUATION_PATTERN, "name": "|".join(wordings.NAMES["She"] + wordings.NAMES["He"]),
-        "She": "|".join(wordings.NAMES), "she": "|".join(wordings.NAMES).lower(),
-        "items": "|".join(wordings.ITEMS), "place": "|".join(wordings.PLACES),
+        "eq": EQUATION_PATTERN, "name": "|".join(itertools.chain(*names.values())),
+        "She": "|".join(names), "she": "|".join(names).lower(),
+        "items": "|".join(items), "place": "|".join(places),
     }  # fmt: skip
-    templates = [*wordings.DISTRACTORS, *wordings.OPENINGS, *wordings.BETWEEN, *wordings.CLOSINGS]
-    templates += [*wordings.ASIDE, *wordings.PART, *wordings.CHECK]
-    for domain in wordings.DOMAINS.values():
+    templates = [*itertools.chain(*wordings.sentences.values())]
+    for domain in wordings.domains.values():
         told = domain.templates.items()
         templates += [template for kind, of in told if kind != "question" for template in of]
 
@@ -42,10 +43,10 @@ def sentence_pattern() -> re.Pattern:
         escaped = escaped.replace(r"\[", "(?:").replace(r"\]", ")").replace(r"\|", "|")
         return re.sub(r"\\{(\w+)\\}", lambda slot: f"(?:{slots[slot[1]]})", escaped)
 
-    return re.compile("|".join(map(pattern_of, templates)))
+    return "|".join(map(pattern_of, templates))
 
 
-KNOWN_SENTENCE = sentence_pattern()
+KNOWN_SENTENCE = re.compile("|".join(sentence_pattern(read_wordings(task)) for task in TASKS))
 
 
 def label_characters(reasoning: str, answer: str) -> list[int]:

@@ -14,7 +14,6 @@ import time
 import pytest
 
 from data import micro_task
-from data import micro_wordings as wordings
 from data.micro_labels import (
     COMPUTING,
     DECORATING,
@@ -24,6 +23,7 @@ from data.micro_labels import (
     token_labels,
 )
 from data.micro_task import SPLITS, decoy_steps, generate, load, trace_pieces, write_trace
+from data.micro_wordings import TASKS, read_wordings
 
 THINGS_AND_MONEY = ("collecting", "stock", "money")
 
@@ -47,9 +47,9 @@ def is_true(equation):
     return equals == "=" and number(result) == apply(number(left), number(right))
 
 
-@pytest.fixture(scope="module")
-def some(problems):
-    return [p for split in SPLITS for p in problems[split][:500]]
+@pytest.fixture(scope="module", params=TASKS)
+def some(request):
+    return [p for split in SPLITS for p in load(split, 500, request.param)]
 
 
 def equations_of(text):
@@ -96,7 +96,7 @@ def test_the_draws_stay_those_that_the_checkpoint_was_trained_on(problems):
 
 
 def test_sizes_of_the_splits(monkeypatch):
-    monkeypatch.setattr(micro_task, "generate", lambda split, index: index)
+    monkeypatch.setattr(micro_task, "generate", lambda split, index, task: index)
     assert [len(load(split)) for split in SPLITS] == [10_000, 1000, 1000, 1000]
 
 
@@ -121,7 +121,7 @@ def test_short_problems_are_sums_of_small_numbers_and_longer_ones_have_every_kin
         steps = [step for p in problems[split] for step in p.steps]
         assert {len(p.steps) for p in problems[split]} == {2, 3}
         assert {step.sign for step in steps} == set("+-*/") and any(step.groups for step in steps)
-        assert {p.domain for p in problems[split]} == set(wordings.DOMAINS)
+        assert {p.domain for p in problems[split]} == set(read_wordings("micro").domains)
 
 
 def test_steps_lead_from_the_start_to_the_answer(problems):
@@ -150,12 +150,13 @@ def test_dollars_commas_and_negative_answers_occur_and_most_numbers_are_small(pr
 
 
 def test_wordings_are_thousands_and_words_few(problems):
-    names = "|".join(wordings.NAMES["She"] + wordings.NAMES["He"])
+    wordings = read_wordings("micro")
+    names = "|".join(itertools.chain(*wordings.names.values()))
     masks = [
         (r"\d[\d,]*", "1"),
         (rf"\b({names})\b", "Mia"),
-        (rf"\b({'|'.join(wordings.ITEMS)})\b", "pens"),
-        (rf"\b({'|'.join(wordings.PLACES)})\b", "shop"),
+        (rf"\b({'|'.join(wordings.items)})\b", "pens"),
+        (rf"\b({'|'.join(wordings.places)})\b", "shop"),
         (r"\bHe\b", "She"),
         (r"\bhe\b", "she"),
     ]

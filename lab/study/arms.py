@@ -52,9 +52,9 @@ def slug(name: str, seed: int) -> str:
     return f"{kind}{name.replace(',', '').replace(' ', '-')}-{seed}".replace("'", "")
 
 
-def train_command(name: str, seed: int) -> list[str]:
-    """The command that trains an arm or a pilot, without python."""
-    flags = f"{COMMON} {PILOTS.get(name) or ARMS[name]}"
+def train_command(name: str, seed: int, task: str = "micro") -> list[str]:
+    """The command that trains an arm or a pilot from a task's start, without python."""
+    flags = f"{COMMON} {PILOTS.get(name) or ARMS[name]} --model data/{task} --dataset {task}"
     return ["train.py", *flags.split(), "--seed", str(seed)]
 
 

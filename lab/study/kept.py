@@ -1,5 +1,7 @@
 """What the study keeps of its runs: the JSON files in docs/study/, as written and as read again.
 
+Those of the second start are in docs/study/micro2/.
+
     selection-START.json   lab/study/selection.py's rewards of one start's traces
     start.json             evaluations of the checkpoint that every arm starts from
     ARM-SEED.json          settings, updates and evaluations of one run
@@ -29,6 +31,11 @@ UPDATE += SECONDS
 FLAGS = ("correct", "valid", "truncated", "no_delimiter", "computing")  # of a sample
 GAMES = ("wrong", "repeats", "states", "foreign")  # see `games`
 SPLITS = ("heldout", "hard")
+
+
+def folder_of(task: str, folder: Path = KEPT) -> Path:
+    """Where a task's files lie: the first task's in the folder itself."""
+    return folder if task == "micro" else folder / task
 
 
 def write(path: Path, content: dict) -> None:

@@ -26,7 +26,7 @@ import torch
 
 import atman
 from atman import Batch, MaskConfig, Masks, rollout_saliency
-from data import instruction, micro_task
+from data import instruction, micro_task, micro_wordings
 from data.files import write_file
 from data.tokenizer import Tokenizer
 from data.traces import Rollout
@@ -63,7 +63,8 @@ class Settings:
     """The command line and its help."""
 
     model: str = flag("data/micro", "checkpoint directory")
-    split: str = flag("heldout", "which problems of the micro task", micro_task.SPLITS)
+    task: str = flag("micro", "whose problems", micro_wordings.TASKS)
+    split: str = flag("heldout", "which of them", micro_task.SPLITS)
     first: int = flag(0, "number of the first question", least=0)
     questions: int = flag(200, "how many questions", least=1)
     rollouts: int = flag(8, "rollouts per question", least=2)  # an order needs two
@@ -206,7 +207,7 @@ def soft_sr(case: Case) -> dict[str, torch.Tensor]:
 
 def sample_traces(model, tokenizer, args: Settings, bar: Progress) -> list[tuple[int, Rollout]]:
     """(number among its question's samples, rollout) of each valid trace, the shortest first."""
-    problems = micro_task.load(args.split, args.first + args.questions)[args.first :]
+    problems = micro_task.load(args.split, args.first + args.questions, args.task)[args.first :]
     jobs, traces = list(itertools.product(problems, range(args.rollouts))), []
     count = bar.phase("sampling", len(jobs))
     for chosen in (jobs[start : start + 256] for start in range(0, len(jobs), 256)):
