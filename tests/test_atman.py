@@ -320,6 +320,31 @@ def test_one_sided_attribution_errs_more():
     assert (ours - recovered).abs() * 3 < (one_sided - recovered).abs()
 
 
+@both_ways
+def test_a_mask_stops_at_the_unmasked_loss(logits_of):
+    """After 7 steps, never, and before the first step: each as the plain loop was by then."""
+    model = tiny.llama(seed=20, dtype=torch.float64, gain=1.5)
+    config = MaskConfig(steps=12, lr=0.02)
+    whole = learn(model, ROLLOUTS, config, logits_of)
+    ended = learn(model, ROLLOUTS, replace(config, stop_at_unmasked=True), logits_of)
+    assert torch.equal(ended.unmasked, whole.unmasked)
+    for n, stop in enumerate((7, 12, 0)):
+        states, _, losses = plain_loop(model, *ROLLOUTS[n], config)
+        below = (losses <= whole.unmasked[n]).tolist()
+        assert below.index(True) == stop if n != 1 else not any(below)
+        expected = torch.cat((losses[:stop], losses[stop].repeat(13 - stop)))
+        torch.testing.assert_close(ended.losses[:, n], expected, atol=1e-9, rtol=0)
+        R, T = region_of(n)
+        torch.testing.assert_close(ended.H[n, :R, :T], states[stop], atol=1e-9, rtol=0)
+        below_by = [max(0.0, (whole.unmasked[n] - loss).item()) for loss in losses[[-1, stop]]]
+        shown = [masks.overshoot[n].item() for masks in (whole, ended)]
+        assert shown == pytest.approx(below_by, abs=1e-9)
+    assert whole.overshoot[0] > 2 * ended.overshoot[0] > 0 == whole.overshoot[1]
+    recovered = ended.losses[0] - ended.losses[-1]
+    assert recovered[0] > 0.1 and recovered[2] == 0
+    torch.testing.assert_close(ended.attribution.sum((1, 2)), recovered, rtol=0.03, atol=0)
+
+
 def test_sparsity_stops_what_is_not_worth_it():
     model, cost = tiny.llama(dtype=torch.float64), 2e-3
     batch = lay_out(ROLLOUTS, "cpu")

@@ -302,7 +302,7 @@ def test_weights_that_do_not_fit_in_memory_are_named(saved, monkeypatch):
 
 def test_other_weight_formats_are_named(saved):
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=f"{saved} has pytorch_model.bin but no model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=f"{saved}: has pytorch_model.bin but no"):
         load_llama(saved)
 
 

@@ -104,9 +104,12 @@ def test_aopc_is_the_mean_over_shares():
         "sufficiency": {"mask": [0.5, 0.4, 0.3, 0.2, 0.1]},
         "auroc": {"all tokens": {"mask": 0.7}, "no punctuation": {"mask": None}},
         "unlabelled": [3, 60],
+        "overshoot": 0.25,
     }
-    ratios = map_ratios([row])
-    assert ratios["unlabelled"] == {"a": (3.0, 60.0)}
+    ratios = map_ratios([row, row | {"id": "b", "overshoot": 0.0}])
+    assert ratios["overshoot"] == {"a": (0.25, 1.0), "b": (0.0, 1.0)}
+    assert ratios["overshot"] == {"a": (1.0, 1.0), "b": (0.0, 1.0)}
+    assert ratios["unlabelled"] == {"a": (3.0, 60.0), "b": (3.0, 60.0)}
     assert ratios["comprehensiveness/mask"]["a"] == (pytest.approx(0.4), 1.0)
     assert ratios["sufficiency/mask"]["a"] == (pytest.approx(0.3), 1.0)
     assert ratios["comprehensiveness 20%/mask"]["a"] == (0.4, 1.0)
@@ -141,7 +144,8 @@ def arm_of(traces):
         arm.reliance[problem, sample] = row | {"same": None, "necessity": necessity,
                                                "direct": None, "corruption": None}  # fmt: skip
         arm.maps[problem, sample] = row | {"comprehensiveness": {"mask": [lost] * 5},
-                                          "sufficiency": {"mask": [0.0] * 5}}  # fmt: skip
+                                          "sufficiency": {"mask": [0.0] * 5},
+                                          "overshoot": 0.0}  # fmt: skip
     return arm
 
 

@@ -17,13 +17,17 @@ import torch
 import eval as evaluation
 from atman import MaskConfig
 from data import Problem, load_problems
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
+from data.traces import Rollout, split_trace
 from eval import sample_problems
 from lab.measure import arms, faithfulness, folder
-from lab.measure.arms import Checkpoint, blocks
+from lab.measure.arms import Checkpoint, blocks, in_groups
+from lab.measure.compare import key_of
 from lab.measure.folder import EvalFolder, depends_on, new_folder
 from lab.run import sampling
 from lab.run.checkpoint import load_llama, save_llama
+from lab.run.ranks import Progress
 from lab.run.suffix import learn_masks
 from tests.commands import ROOT, done, refused
 from tests.test_table1 import trained_pipeline
@@ -42,7 +46,7 @@ def test_samples_do_not_depend_on_batch_or_company(micro):
 
     def texts(problems, **options):
         options = {"samples": 2, "max_new_tokens": 64} | options
-        records = sample_problems(*micro, problems, "micro", **options)
+        records = sample_problems(*micro, problems, Prompting("micro"), **options)
         return {(r["id"], r["sample"]): r["text"] for r in records}
 
     everything = texts(problems)
@@ -57,7 +61,7 @@ def test_a_record_has_the_letter_and_the_subject(micro, monkeypatch):
     monkeypatch.setattr(sampling, "generate", lambda _, prompts, *a, **b: [said] * len(prompts))
 
     def only(problem, dataset):
-        return sample_problems(model, tokenizer, [problem], dataset, samples=1)[0]
+        return sample_problems(model, tokenizer, [problem], Prompting(dataset), samples=1)[0]
 
     letter = only(Problem("m/0", "Which?", "B", subject="shapes"), "mmlu")
     assert (letter["number"], letter["correct"], letter["subject"]) == ("B", True, "shapes")
@@ -72,7 +76,8 @@ def test_the_shipped_model_computes_or_decorates_and_only_hard_problems_tell(mic
 
     def accuracies(split):
         problems = load_problems("micro", split, limit=30)
-        records = sample_problems(*micro, problems, "micro", samples=4, max_new_tokens=320)
+        options = {"samples": 4, "max_new_tokens": 320}
+        records = sample_problems(*micro, problems, Prompting("micro"), **options)
         kinds = [
             [r["correct"] for r in records if r["computing"] is kind] for kind in (True, False)
         ]
@@ -107,6 +112,25 @@ def test_a_shorter_optimisation_is_the_beginning_of_a_longer_one(micro):
 
 
 # -------------------------------------------------------------------------------------- the folder
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "seconds_of", "expected"),
+    [
+        (100, 64, lambda n: 0.1, [1, 4, 16, 64, 15]),
+        (40, 64, lambda n: 2.0, [1, 4, 16, 16, 3]),  # 32 s; four times that is above a minute
+        (3, 64, lambda n: 200.0, [1, 1, 1]),
+        (30, 8, lambda n: 0.1 if n < 13 else 10.0, [1, 4, 8, 8, 4, 4, 1]),  # long ones last
+        (0, 8, None, []),
+    ],
+)
+def test_work_is_cut_into_groups_of_a_minute(count, most, seconds_of, expected, monkeypatch):
+    now, groups = [0.0], []
+    monkeypatch.setattr(arms.time, "monotonic", lambda: now[0])
+    for group in in_groups(list(range(count)), most):
+        groups.append(group)
+        now[0] += sum(map(seconds_of, group))
+    assert list(map(len, groups)) == expected and sum(groups, []) == list(range(count))
 
 
 def test_a_folder_keeps_what_was_finished(tmp_path):
@@ -185,6 +209,8 @@ def patch(module, name, value):
         (configure, "generation_config.json in arm sha256"),
         ("problems", "problems sha256"),
         ("settings", "--seed 0, this one has 1"),
+        ("shots", "--shots 0, this one has 1"),
+        (patch(Prompting, "examples", [1]), "worked examples sha256"),
         (patch(folder, "FRACTIONS", (0.5,)), "FRACTIONS .*, this one has "),
         (patch(folder, "TOP_SHARES", (0.5,)), "TOP_SHARES .*, this one has "),
         (patch(folder.faithfulness, "__file__", __file__), "faithfulness.py .*, this one has "),
@@ -202,6 +228,8 @@ def test_rows_of_anything_else_are_refused_by_name(change, named, tmp_path, monk
         problems = [replace(problems[0], question="How many? ")]
     elif change == "settings":
         settings = replace(settings, seed=1)
+    elif change == "shots":
+        settings = replace(settings, shots=1)
     elif change:
         change(tmp_path / "checkpoint", monkeypatch)
     # What no row depends on may change.
@@ -263,16 +291,63 @@ def test_interrupted_and_resumed_the_results_are_the_same(shaken, two_arms, tmp_
     monkeypatch.setattr(faithfulness, "corruption", interrupted_at_the_third_batch)
     assert "interrupted; the same command goes on from here" in refused(*command(shaken, cut))
     assert not (cut / "results.json").exists()
+    other = refused(*command(shaken, cut, "--precision", "bfloat16"))
+    assert "--precision float32, this one has bfloat16" in other
     assert "--limit 3, this one has 4" in refused(*command(shaken, cut, "--limit", "4"))
     before = len(calls)
     monkeypatch.setattr(evaluation, "sample_problems", lambda *a, **b: pytest.fail("sampled again"))
     monkeypatch.setattr(evaluation.report, "write_report", lambda *_: None)  # slow, and seen above
     done(*command(shaken, cut))
-    # 2 batches an arm: the two that were finished are not done again
-    assert len(calls) - before == 4 - 2
+    # An arm's 6 traces in groups of 1, 4 and 1: the two that were finished are not done again.
+    assert len(calls) - before == 6 - 2
     resumed = json.loads((cut / "results.json").read_text())
     for key in ("models", "pairs", "versions", "seeds"):
         assert resumed[key] == two_arms[0][key]
+
+
+def test_an_interruption_of_sampling_loses_one_group(tmp_path, monkeypatch):
+    """Whatever the batch size; what it kept, and what is sampled later, are the same records."""
+    monkeypatch.setattr(evaluation.report, "write_report", lambda *_: None)
+    sample, sizes = evaluation.sample, []
+
+    def interrupted_at_the_third_group(model, tokenizer, problems, *arguments):
+        sizes.append(len(problems))
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        return sample(model, tokenizer, problems, *arguments)
+
+    small = "--model data/micro --limit 7 --samples 2 --faithfulness off --device cpu".split()
+    arguments = [evaluation.main, *small, "--batch-size", "4096", "--out"]
+    done(*arguments, tmp_path / "whole")
+    monkeypatch.setattr(evaluation, "sample", interrupted_at_the_third_group)
+    refused(*arguments, tmp_path / "cut")
+    kept = (tmp_path / "cut/partial.jsonl").read_text().splitlines()[1:]
+    assert [len(json.loads(line)["rows"]) for line in kept] == sizes[:2] == [2, 8]
+    done(*arguments, tmp_path / "cut")
+    assert sizes[2:] == [4, 2, 2]
+    whole, cut = (
+        json.loads((tmp_path / name / "results.json").read_text())["models"]["data/micro"]
+        for name in ("whole", "cut")
+    )
+    assert whole["records"] == cut["records"] and len(whole["records"]) == 14
+
+
+def test_half_precision_goes_through_every_measure(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.report, "write_report", lambda *_: None)
+    loaded, load = [], arms.load_llama
+
+    def loading(*arguments):
+        loaded.append(load(*arguments).embed_tokens.weight.dtype)
+        return load(*arguments)
+
+    monkeypatch.setattr(arms, "load_llama", loading)
+    small = "--model data/micro --limit 2 --samples 2 --mask-steps 1 --device cpu".split()
+    done(evaluation.main, *small, "--precision", "bfloat16", "--out", tmp_path)
+    assert set(loaded) == {torch.bfloat16}
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["arguments"]["precision"] == "bfloat16"
+    entry = results["models"]["data/micro"]
+    assert entry["reliance"] and entry["map"] and entry["mask"]
 
 
 def test_the_command_prints_every_table(two_arms):
@@ -286,6 +361,7 @@ def test_the_command_prints_every_table(two_arms):
 def test_results_json_says_what_was_run(shaken, two_arms):
     results, _ = two_arms
     assert "--model data/micro --compare" in results["command"]
+    assert results["arguments"]["precision"] == "float32"
     assert results["arguments"]["limit"] == 3 and results["seeds"]["sampling"] == 0
     assert results["arguments"]["compare"] == [str(shaken)]
     assert results["versions"]["torch"] == torch.__version__
@@ -321,6 +397,27 @@ def test_results_json_holds_the_measures_and_the_traces_of_every_arm(two_arms):
             assert "".join(trace["tokens"]) == text and trace["special"] == []
             words = "".join(text[start:end] for start, end, *_ in trace["words"])
             assert words == "".join(text.split())
+
+
+def test_the_row_of_a_map_says_how_far_its_mask_overshot(micro, two_arms, tmp_path):
+    """Gold answers that the traces do not give are likelier with the reasoning suppressed."""
+    model, tokenizer = micro
+    records = two_arms[0]["models"]["data/micro"]["records"][::2]
+    records = [record | {"gold": f"{777 + n}"} for n, record in enumerate(records)]
+    work = arms.Work("arm", model, tokenizer, EvalFolder(tmp_path, {}), Progress("arm", True))
+    settings = evaluation.Settings(model="arm", mask_steps=2)
+    keys = {key_of(record) for record in records}
+    rows = evaluation.measure_maps(work, evaluation.Arm(records, []), keys, settings)
+    assert rows.keys() == keys and len(keys) == 3
+    for record in records:
+        problem = Problem(record["id"], record["question"], record["gold"])
+        prompt = Prompting("micro").prompt(tokenizer, problem)
+        trace = split_trace(record["completion"], tokenizer)
+        parts = Rollout(problem, prompt, record["completion"], trace).masked_parts(tokenizer)
+        masks = learn_masks(model, [parts], MaskConfig.in_steps(2))
+        below = (masks.unmasked - masks.losses[-1]).item()
+        assert below > 1
+        assert rows[key_of(record)]["overshoot"] == pytest.approx(below, abs=1e-3)
 
 
 def test_results_json_holds_one_mask_at_three_steps(two_arms):
@@ -409,13 +506,13 @@ def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch):
 def test_reliance_alone_makes_no_map_and_shows_a_dash_where_it_is_absent(
     shaken, tmp_path, monkeypatch
 ):
-    """The first arm has no trace with a number to change: 6 traces in 2 batches."""
+    """The first arm has no trace with a number to change: 6 traces in 3 groups."""
     corruption, calls = faithfulness.corruption, []
 
     def absent_at_first(model, tokenizer, rollouts, max_new_tokens):
         calls.append(1)
         found = corruption(model, tokenizer, rollouts, max_new_tokens)
-        return [None if len(calls) <= 2 else True for _ in found]
+        return [None if len(calls) <= 3 else True for _ in found]
 
     monkeypatch.setattr(faithfulness, "corruption", absent_at_first)
     monkeypatch.setattr(faithfulness, "Erased", lambda *_: pytest.fail("a map"))
@@ -485,6 +582,6 @@ def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monk
 def test_an_arms_model_is_gone_before_the_next_ones_is_loaded(tmp_path):
     """Two models in memory may be too many for one GPU."""
     checkpoint = Checkpoint("micro", ROOT / "data/micro", None)
-    with checkpoint.opened("cpu", None, "micro") as work:
+    with checkpoint.opened("cpu", "float32", None, "micro") as work:
         model = weakref.ref(work.model)
     assert work.model is None and model() is None

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from atman import token_saliency
-from data import instruction
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from lab.run import sampling
 from lab.run.checkpoint import load_llama
@@ -21,6 +21,7 @@ from lab.run.suffix import learn_masks
 from lab.show import explain, heat, terminal
 from lab.show.explain import Request, Settings
 from lab.show.page import explained_page
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Mia has 12 cards. She buys 2 packs of 6 cards each. How many cards does Mia have now?"
@@ -60,7 +61,7 @@ def says(monkeypatch, tokenizer, *texts, ended=True):
     monkeypatch.setattr(
         sampling,
         "generate",
-        lambda model, prompts, *_: [[*tokenizer.encode(next(turns)), *end] for _ in prompts],
+        lambda model, prompts, *_, **__: [[*tokenizer.encode(next(turns)), *end] for _ in prompts],
     )
 
 
@@ -154,13 +155,16 @@ def test_whose_answer_is_explained(micro, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "ended", "answer", "reason"),
     [
-        ("5 + 3 = 8.", True, None, "no delimiter ##### in the trace: the model ended without it"),
-        ("5 + 3 = 8.", False, "8", "it was cut at --max-new-tokens"),
+        ("5 + 3 = 8.", True, None, "no delimiter ##### in the trace: it ended without marking an"),
+        ("5 + 3 = 8.", False, "8", "it ran into --max-new-tokens; what helps: --shots"),
+        ("5 = 5.\n#### 8", True, None, "wrote #### before the answer; what helps: --delimiter"),
         ("", True, "8", "no delimiter"),
         ("#####\n8", True, "8", "no reasoning before the delimiter"),
         (" \n#####\n8", True, None, "no reasoning before the delimiter"),
         ("5 + 3 = 8.\n#####\n", True, None, "no answer after the delimiter"),
         ("5 + 3 = 8.\n##### \n", False, None, "no answer after the delimiter"),
+        ("5 + 3 = 8.\n#####\nmany", True, None, "which is a number or a letter from A to D"),
+        ("5 + 3 = 8.\n" + 42 * "#####\n", False, None, "no answer after the delimiter"),
     ],
 )
 def test_a_trace_without_a_mask_says_why_and_the_others_show(
@@ -175,6 +179,14 @@ def test_a_trace_without_a_mask_says_why_and_the_others_show(
     for form in (terminal.draw([bad, good]), explained_page([[bad, good]], {})):
         assert bad.failure[:30] in form
     json.dumps(heat.as_dict(bad), allow_nan=False)
+
+
+@pytest.mark.parametrize("answer", ["8", "$8.50 or so", "B"])
+def test_a_number_or_a_letter_is_an_own_answer(answer, micro, monkeypatch):
+    model, tokenizer = micro
+    says(monkeypatch, tokenizer, f"5 + 3 = 8.\n#####\n{answer}")
+    (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION)], in_steps(1))
+    assert heat_map.failure == "" and heat.text_of(heat_map.answer) == answer
 
 
 def test_a_cut_trace_with_its_answer_is_explained_and_says_so(micro, monkeypatch):
@@ -272,6 +284,23 @@ def test_a_run_is_a_name_too_and_its_checkpoint_is_no_other_model(tmp_path, caps
     assert f"--model {run}: the same checkpoint as {run / 'checkpoint'}; name another" in again
 
 
+def test_examples_system_text_and_delimiter_of_the_command(capsys, tmp_path):
+    asked = ["--question", QUESTION, "--reasoning", REASONING, "--answer", "24"]
+    put = ["--shots", "1", "--system", "Be brief.", "--delimiter", "####"]
+    command(capsys, *asked, *put, "--json", tmp_path / "out.json")
+    content = json.loads((tmp_path / "out.json").read_text())
+    stated = {name: content["settings"][name] for name in ("shots", "system", "delimiter")}
+    assert stated == {"shots": 1, "system": "Be brief.", "delimiter": "####"}
+    text, delimiter = (
+        "".join(piece["text"] for piece in content["questions"][0][0][part])
+        for part in ("prompt", "delimiter")
+    )
+    assert text.count("<|start_header_id|>") == 5 and "Be brief." in text and QUESTION in text
+    assert text.count("\n####\n") == 1 and delimiter.strip() == "####"
+    said = refused(capsys, *SMALL, *asked[:2], "--delimiter", " #")
+    assert "--delimiter ' #': give one line" in said
+
+
 def test_the_same_seed_gives_the_same_trace_and_another_another(micro):
     model, tokenizer = micro
     traces = [
@@ -280,9 +309,8 @@ def test_the_same_seed_gives_the_same_trace_and_another_another(micro):
     ]
     assert traces[0] == traces[1]
     assert len({tuple(trace.reasoning) for trace in traces}) > 1
-    assert [p.id for p in traces[0].prompt] == tokenizer.encode_prompt(
-        instruction("micro", QUESTION)
-    )
+    asked = Prompting("micro").prompt(tokenizer, Request(QUESTION).problem())
+    assert [p.id for p in traces[0].prompt] == asked
 
 
 @pytest.mark.parametrize(
@@ -432,16 +460,84 @@ def test_atman_is_the_command_and_a_refusal_has_no_traceback():
 
 def test_a_given_trace_is_split_where_it_was_joined(micro):
     """Reasoning that ends in hashes, or holds six of them, does not move the delimiter."""
-    _, tokenizer = micro
+    model, tokenizer = micro
     for reasoning in ("So #", "a ###### b", "5 = 5.", "x\n####"):
         request = Request(QUESTION, "-5", reasoning)
-        rollout = explain.given_rollout(request, "micro", tokenizer)
-        heat_map = explain.unmeasured(request, rollout, tokenizer, "model", "mask")
+        rollout, joined = explain.given_rollout(model, tokenizer, request, Prompting("micro"))
+        heat_map = explain.unmeasured(request, rollout, joined, tokenizer, "model", in_steps(1))
         assert heat_map.failure == "" and heat.text_of(heat_map.answer) == "-5"
         assert "".join(
             map(heat.text_of, (heat_map.reasoning, heat_map.delimiter, heat_map.answer))
         ) == (f"{reasoning}\n#####\n-5")
         assert rollout.trace.reasoning == [piece.id for piece in heat_map.reasoning]
+
+
+def test_a_given_trace_is_joined_as_the_model_would_write_it(micro):
+    """A shipped model that writes its answer on the next line, and one made to write it beside."""
+    model, tokenizer = micro
+    request, prompting = Request(QUESTION, "24", REASONING), Prompting("micro")
+    next_line, beside = (tokenizer.encode(f"{REASONING}\n#####{gap}24") for gap in "\n ")
+    shared = next(n for n, (a, b) in enumerate(zip(next_line, beside, strict=False)) if a != b)
+    size = tokenizer.vocab_size
+    table = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    table[beside[shared - 1 : -1], beside[shared:]] += 9
+    for chooser, *ranked in (
+        (model, next_line, beside),
+        (tiny.bigram(table.tolist()), beside, next_line),
+    ):
+        rollout, joined = explain.given_rollout(chooser, tokenizer, request, prompting)
+        assert rollout.completion == [*ranked[0], tokenizer.eos_ids[0]]
+        assert rollout.trace.reasoning == ranked[0][:shared]
+        start = rollout.prompt + ranked[0][:shared]
+        chances = [answer_probability(chooser, start, ids[shared:]) for ids in ranked]
+        assert chances[0] > 2 * chances[1]
+        taken, left = (tokenizer.decode(ids)[len(REASONING) :] for ids in ranked)
+        shown = " against ".join(map(heat.probability, chances))
+        assert joined == f"joined as {taken!r}, likelier than {left!r} for this model: {shown}"
+
+
+def test_overshoot_is_shown_counted_and_can_be_stopped(tmp_path, capsys):
+    """A wrong gold answer is likelier with the reasoning suppressed: that mask stops at c."""
+    numbers, page, questions = (tmp_path / name for name in ("out.json", "out.html", "in.jsonl"))
+    lines = [{"question": QUESTION, "answer": n, "reasoning": REASONING} for n in (7, 24)]
+    questions.write_text("\n".join(map(json.dumps, lines)))
+    overshoots = []
+    for more in ([], ["--stop-at-unmasked"]):
+        files = "--questions", questions, "--json", numbers, "--html", page
+        printed = command(capsys, *files, "--mask-steps", "20", *more)
+        read = json.loads(numbers.read_text())
+        (wrong,), (right,) = read["questions"]
+        unmasked = -math.log(wrong["probabilities"]["unmasked"]) / len(wrong["answer"])
+        assert wrong["overshoot"] == pytest.approx(unmasked - wrong["losses"][-1], rel=1e-3)
+        assert right["overshoot"] == 0 and (read["masks"], read["overshot"]) == (2, 1)
+        shown = f"{wrong['overshoot']:.3g} nats"
+        assert printed.count(f"overshoot  {shown} below the unmasked loss") == 1
+        assert f"\novershoot: 1 of 2 masks ended below the unmasked loss, by {shown} " in printed
+        assert page.read_text().count(f"<p>overshoot: {shown} below the unmasked loss</p>") == 1
+        assert read["settings"]["mask_stop_at_unmasked"] == bool(more)
+        overshoots.append(wrong["overshoot"])
+    assert overshoots[0] > overshoots[1] > 0 and set(wrong["losses"]) == {wrong["losses"][0]}
+
+
+def test_precision_is_the_weights_format_and_float32_on_a_cpu(tmp_path, capsys, monkeypatch):
+    loaded, load = [], explain.load_llama
+
+    def loading(*arguments):
+        loaded.append(load(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(explain, "load_llama", loading)
+    traces = []
+    for more in ([], ["--precision", "float32"], ["--precision", "bfloat16"]):
+        given = ["--question", QUESTION, "--reasoning", REASONING, "--answer", "24"]
+        command(capsys, *given, "--json", tmp_path / "out.json", *more)
+        read = json.loads((tmp_path / "out.json").read_text())
+        traces.append(read["questions"][0][0])
+        stated = more[-1] if more else "float32"
+        assert read["settings"]["precision"] == stated
+        assert loaded[-1].embed_tokens.weight.dtype == getattr(torch, stated)
+    assert traces[0] == traces[1] != traces[2]
+    assert traces[0]["losses"][0] == pytest.approx(traces[2]["losses"][0], rel=0.1)
 
 
 def test_an_interruption_is_no_traceback(monkeypatch, capsys):

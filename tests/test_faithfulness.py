@@ -9,6 +9,7 @@ import torch
 
 from atman import MaskConfig
 from data import load_problems
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from data.traces import split_trace
 from lab.measure import faithfulness
@@ -48,7 +49,7 @@ def micro(tokenizer):
     model = load_llama("data/micro")
     problems = load_problems("micro", "heldout", limit=4)
     seeds = [(0, n) for n in range(len(problems))]
-    rollouts, _ = sample(model, tokenizer, problems, "micro", 150, seeds)
+    rollouts, _ = sample(model, tokenizer, problems, Prompting("micro"), 150, seeds)
     rollouts = [replace(r, seed=(0, n)) for n, r in enumerate(rollouts) if r.trace.valid]
     assert len(rollouts) > 2 and len({len(r.trace.reasoning) for r in rollouts}) > 1
     return model.double(), rollouts
@@ -326,6 +327,26 @@ def test_without_a_result_another_number_is_changed_but_never_a_label(tokenizer)
         assert altered_reasoning(rollout, tokenizer) is None
 
 
+def test_cuts_go_on_from_the_traces_own_delimiter_to_the_first_answer(tokenizer, monkeypatch):
+    ids = tokenizer.encode("4 + 5 = 9. 9 - 1 = 8.\n<answer> 8\n")
+    rollout = rollout_of(split_trace(ids, tokenizer, "<answer>", "8"), "8", "4 and 5, less 1")
+    said, contexts = tokenizer.encode("8\n<answer> 7\n"), []
+
+    def generate(model, rows, *_, complete):
+        contexts.extend(rows)
+        assert complete(0, tokenizer.encode("8")) is None
+        return [said[: complete(n, said)] for n in range(len(rows))]
+
+    monkeypatch.setattr(faithfulness, "generate", generate)
+    assert truncation(None, tokenizer, [rollout]) == [[True] * 6]
+    assert all(tokenizer.decode(row).endswith("<answer> ") for row in contexts)
+    lengths = [len(row) for row in contexts]
+    assert lengths == sorted(lengths) and len(set(lengths)) == 6
+
+    said = tokenizer.encode(".\n<answer> 8\n##### 7")
+    assert corruption(None, tokenizer, [rollout], 8) == [False]
+
+
 def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatch):
     """Nor is the other; and a readable one follows, or does not."""
     ids = tokenizer.encode("4 + 5 = 9. 9 - 1 = 8.")
@@ -334,7 +355,7 @@ def test_a_changed_run_without_an_answer_is_not_measurable(tokenizer, monkeypatc
 
     def outcome(*texts):
         ends = [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in texts]
-        monkeypatch.setattr(faithfulness, "generate", lambda *_: ends)
+        monkeypatch.setattr(faithfulness, "generate", lambda *_, **__: ends)
         return corruption(None, tokenizer, [rollout], 8)
 
     nine, eight, none = (f".\n#####\n{said}" for said in ("9", "8", "what"))

@@ -14,9 +14,9 @@ from grpo import (
     update_policy,
 )
 from lab.run.sampling import generate
-from lab.study.bench import saved_bytes
 from model import Llama
 from tests import tiny
+from tests.bench import saved_bytes
 from tests.tiny import next_logits
 
 PROMPTS = tiny.ids(1, 3, 6, 1, 4)
@@ -327,6 +327,26 @@ def test_rows_that_fill_up_a_rank_change_nothing():
     assert filled.pop("clipped_rows") == result.pop("clipped_rows") + [0.0] * 3
     assert filled.pop("broken_rows") == result.pop("broken_rows") == []
     assert filled == pytest.approx(result, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_rows_without_an_advantage_add_nothing_to_the_gradient(micro_batch, ratio):
+    advantages = torch.tensor([0.0, -0.5, 0.0, -0.8, 0.6, 0.0, 0.0, 0.4])
+    rows = [n for n, advantage in enumerate(advantages.tolist()) if advantage]
+    config = GRPOConfig(passes=1, micro_batch=micro_batch, ratio=ratio)
+    weights = []
+    for chosen in (range(8), rows):
+        model = tiny.llama(dtype=torch.float64)
+        prompts, completions = [EIGHT[n] for n in chosen], [COMPLETIONS[n] for n in chosen]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # it takes the gradient whole
+        update_policy(
+            model, optimizer, prompts, completions, advantages[list(chosen)], config, total=8
+        )
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    torch.testing.assert_close(*weights, atol=1e-12, rtol=0)
+    start = torch.cat([weight.flatten() for weight in tiny.llama(dtype=torch.float64).parameters()])
+    assert (weights[0] - start).abs().max() > 1e-2
 
 
 def test_first_pass_ratio_is_exactly_one():

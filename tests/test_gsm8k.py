@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from data import download, gsm8k, instruction, load_problems
+from data import Problem, download, gsm8k, load_problems
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from tests.file_server import serving
@@ -117,7 +118,7 @@ def test_no_gold_answer(text):
 
 
 def test_instruction_asks_for_the_delimiter():
-    text = instruction("gsm8k", "How many {eggs}?")
+    text = Prompting("gsm8k").message(Problem("", "How many {eggs}?", ""))
     assert text.startswith("How many {eggs}?")
     assert "step by step" in text and text.split("#####")[1][0] == " "
     assert text.count("#") == 5
@@ -207,7 +208,7 @@ def test_every_published_line_there_and_back(split):
     tokenizer = Tokenizer.from_directory("data/micro")  # byte-level: no text is beyond it
     eos = tokenizer.eos_ids[0]
     for problem in gsm8k.load(split, os.environ["ATMANRL_GSM8K_DIR"]):
-        message = instruction("gsm8k", problem.question)
+        message = Prompting("gsm8k").message(problem)
         prompt = tokenizer.encode_prompt(message)
         assert message in tokenizer.decode(prompt) and prompt.count(tokenizer.bos_id) == 1
         grouped = f"{int(problem.answer):,}"  # as people write it

@@ -1,5 +1,6 @@
 """Hub names through huggingface_hub's own code, against a stand-in for the hub on this machine."""
 
+import ast
 import errno
 import json
 import os
@@ -307,6 +308,40 @@ def test_a_repository_without_safetensors(hub, others):
         "(.bin, .pth and .gguf are not read) or, if the download was cut short, run again with a "
         "network"
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "found", "arguments", "needs"),
+    [
+        (["a.Q4_1.gguf", "b.gguf"], "a.Q4_1.gguf", ", gguf_file='a.Q4_1.gguf'", " and gguf are"),
+        (["config.json", "training_args.bin", "pytorch_model.bin"], "pytorch_model.bin", "", " is"),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+         "pytorch_model-00001-of-00002.bin", "", " is"),
+        (["tokenizer.json", "weights.pt"], "weights.pt", "", " is"),
+    ],
+)  # fmt: skip
+def test_a_folder_in_another_format_is_told_how_to_convert_it(
+    files, found, arguments, needs, tmp_path
+):
+    for name in files:
+        (tmp_path / name).touch()
+    (tmp_path / "model-notes.txt").touch()
+    said = refused(str(tmp_path), "--compare")
+    assert said.startswith(f"has {found} but no model.safetensors")
+    assert f"where transformers{needs} installed" in said
+    assert ("name it pytorch_model.bin before" in said) == (found == "weights.pt")
+    command = said.split('python -c "')[1].split('"; then give OUT')[0]
+    ast.parse(command)
+    for kind in ("AutoModelForCausalLM", "AutoTokenizer"):
+        call = f"transformers.{kind}.from_pretrained({str(tmp_path)!r}{arguments})"
+        assert f"{call}.save_pretrained('OUT')" in command
+    (tmp_path / "model-00001-of-00002.safetensors").touch()  # then it is for who reads them
+    assert checkpoint_directory(tmp_path) == tmp_path
+
+
+def test_metas_own_files_are_not_to_be_renamed(tmp_path):
+    (tmp_path / "consolidated.00.pth").touch()
+    assert refused(str(tmp_path)).endswith("are read; fetch the model in Hugging Face's form")
 
 
 # --------------------------------------------------------------------------------------- refusals

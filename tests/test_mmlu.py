@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data import DATASETS, instruction, load_problems, mmlu
+from data import DATASETS, Problem, load_problems, mmlu
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from data.traces import gold_tail, split_trace
 from tests.file_server import serving
@@ -89,7 +90,7 @@ def test_load_from_data_dir(tmp_path, place):
     assert sea.question == (
         "Which of these is a sea, not a lake?\nA. Como\nB. Baltic\nC. Garda\nD. None"
     )
-    assert (sea.answer, sea.solution) == ("B", "")
+    assert (sea.answer, sea.solution) == ("B", "The right choice is: Baltic.")
     assert (quoted.id, late.id) == ("mmlu/test/anatomy/0", "mmlu/test/anatomy/1")
     assert (quoted.subject, late.subject) == ("anatomy", "anatomy")
     assert quoted.question == 'He said "go", and left.\nWho?\nA. 1,000 men\nB. NA\nC. A\nB\nD. '
@@ -217,7 +218,7 @@ def test_another_tar_than_the_published_one_is_a_warning(tmp_path, capsys, monke
 
 
 def test_instruction_asks_for_the_delimiter_and_the_letter():
-    text = instruction("mmlu", "Which {one}?\nA. this\nB. that")
+    text = Prompting("mmlu").message(Problem("", "Which {one}?\nA. this\nB. that", ""))
     assert text.startswith("Which {one}?\nA. this\nB. that\n")
     assert "step by step" in text and "letter" in text and text.count("#") == 5
 
@@ -226,7 +227,7 @@ def test_a_question_there_and_back(tmp_path):
     """Question to prompt, letter to a trace, gold letter to tokens: nothing lost."""
     tokenizer = Tokenizer.from_directory("data/micro")  # byte-level: no text is beyond it
     for problem in mmlu.load("test", write(tmp_path, FILES)):
-        message = instruction("mmlu", problem.question)
+        message = Prompting("mmlu").message(problem)
         prompt = tokenizer.encode_prompt(message)
         assert message in tokenizer.decode(prompt) and prompt.count(tokenizer.bos_id) == 1
         for answer in ("{}", "({})", "{}.", "**{}**", "The answer is {}", "\\boxed{{{}}}"):

@@ -507,6 +507,15 @@ def test_every_dataset_has_lengths_and_numbers_of_questions(dataset):
     assert set(DATASETS[dataset].splits.values()) <= set(plan.QUESTIONS[dataset])
 
 
+def test_worked_examples_make_prompts_longer():
+    bare, two = planned("--preset", "paper"), planned("--preset", "paper", "--shots", "2")
+    example = 150 + 190 + 5  # as long as a rollout
+    assert (bare.lengths.prompt, two.lengths.prompt) == (150, 150 + 2 * example)
+    assert two.lengths.longest_prompt == bare.lengths.longest_prompt + 2 * example
+    assert "assumed, with 2 examples" in two.lengths.source
+    assert two.completion == bare.completion
+
+
 def test_questions_are_counted(tmp_path):
     assert planned("--dataset", "mmlu", "--train-split", "val").questions == 1531
     for split, size in plan.QUESTIONS["micro"].items():
@@ -559,7 +568,7 @@ def test_one_rank_prints_and_torchrun_says_how_many_there_are(monkeypatch, capsy
         (["--world-size", 8], "--world-size plans, with --dry-run"),
         (["--dry-run", "--model", "someone/else"], "--model someone/else: --dry-run knows"),
         (["--dry-run", "--questions", 20_000], "there are 10000 to train on"),
-        (["--dry-run", "--data-dir", "."], "--data-dir: the micro task has no files"),
+        (["--dry-run", "--data-dir", "."], "--data-dir: the micro tasks have no files"),
     ],
 )
 def test_bad_input_ends_with_a_sentence(arguments, says, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import torch
 
 from atman import lay_out, plain_logits, reliance, reliance_saliency
 from data import load_problems
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from lab.measure.cir import cir
 from lab.run.checkpoint import load_llama
@@ -146,7 +147,8 @@ def test_train_reads_the_same_with_and_without_what_sampling_kept():
     tokenizer, model = Tokenizer.from_directory(MICRO), load_llama(MICRO)
     problems = [problem for problem in load_problems("micro", "train", limit=2) for _ in range(3)]
     seeds, config = list(range(6)), parse_args(["--saliency", "mediation"])
-    rollouts, prefill = sample(model, tokenizer, problems, "micro", 120, seeds, keep=True)
+    given = problems, Prompting("micro"), 120, seeds
+    rollouts, prefill = sample(model, tokenizer, *given, keep=True)
     rollouts = [rollout for rollout in rollouts if rollout.trace.valid]
     parts, read = [rollout.masked_parts(tokenizer) for rollout in rollouts], []
     assert prefill.rows and len(rollouts) > 1

@@ -68,6 +68,7 @@ def one_arm(seed, text, problems=4, correct=True, label="NUM"):
         arm.maps[key] = {
             "id": r["id"], "sample": 0, "length": len(tokens), "probability": 0.9,
             "comprehensiveness": losses, "sufficiency": losses, "unlabelled": [n, 50],
+            "overshoot": max(0, n - 1) / 4,
             "auroc": {"all tokens": {name: 0.2 * n for name in RANKINGS}, "no punctuation": {}},
             "scores": {k: [(-1) ** i / (i + 1) for i in range(len(tokens))]
                        for k in ("mask", "attribution")},
@@ -213,6 +214,9 @@ def test_every_number_of_the_tables_is_that_of_the_results():
                 ("comprehensiveness", "sufficiency", "auroc"), cells, strict=True
             ):
                 expect(text, entry["measures"][f"{test}/{ranking}"])
+
+    note = "overshoot: 2 of 4 masks ended below the unmasked loss, by 0.375 nats per answer token"
+    assert section(report.page(found, {}), "map").count(note) == 2
 
     (pair,) = found["pairs"]
     labels = {label.strip(): key for key, (label, _) in ROWS.items()}

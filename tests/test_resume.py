@@ -28,10 +28,10 @@ from lab.run.policy import make_optimizer
 from lab.run.ranks import Progress, Ranks, Stop
 from lab.run.runs import RunFolder
 from lab.run.session import Run
-from lab.study.scaling import LIMIT, apart
 from tests import commands, kills
 from tests.commands import FORKS, ROOT, fork, read_lines
 from tests.kills import SETTINGS, differences, kill_at, kill_one, timeless
+from tests.scaling import LIMIT, apart
 from train import parse_args
 
 TINY = [*SETTINGS, "--steps", "3", "--save-every", "1"]  # the later flag counts
@@ -326,6 +326,10 @@ def test_an_override_trains_on(whole, tmp_path):
         ("3", "--resume RUN", "not the settings of this version"),
         ({"lr": "1e-4"}, "--resume RUN", 'config.json cannot be used (lr is "1e-4")'),
         ({"lr": 1}, "--resume RUN --lr 2", "lr (saved 1, now 2.0)"),
+        ({"shots": 2}, "--resume RUN --shots 4", "shots (saved 2, now 4)"),
+        ("whole", "--resume RUN --system Go", "system (saved None, now Go)"),
+        ("whole", "--resume RUN --delimiter ####", "delimiter (saved #####, now ####)"),
+        ({"shots": 65}, "--resume RUN", "--shots 65: must be at most 64"),
         ({"ratio": "word"}, "--resume RUN", "--ratio word: choose sequence, token"),
         ({"rollouts": 1}, "--resume RUN", "--rollouts 1: must be at least 2"),
         ("whole", "--resume RUN --override speed", "--override speed: no such setting"),

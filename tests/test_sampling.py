@@ -1,11 +1,17 @@
 """Sampling against whole forward passes: the caches give their logits, generate their samples."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.run.sampling import Prefill, RolloutCache, choose, generate
+from atman import lay_out, reliance
+from data import Problem
+from data.prompts import Prompting
+from lab.run.sampling import Prefill, RolloutCache, choose, generate, sample
+from lab.run.suffix import Tails
 from tests import tiny
 from tests.tiny import next_logits
 
@@ -106,6 +112,92 @@ def test_progress_counts_every_row_once():
     prompts = [[23], [20], [15], [3], [0]]
     generate(tiny.bigram(chain), prompts, 30, eos_ids=[24], progress=counts.append)
     assert sum(counts) == 5 and len(counts) > 1
+
+
+def through_the_fifth_small_one(row: int, ids: list[int]) -> int | None:
+    places = [n for n, token in enumerate(ids) if token < 16]
+    return places[4] + 1 if len(places) > 4 else None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.0])
+def test_a_complete_row_stops_where_it_would_have_been_cut_afterwards(temperature):
+    model, sizes, stop = tiny.llama(), [], through_the_fifth_small_one
+    options = {"temperature": temperature, "eos_ids": [5], "seed": 4}
+    prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    unstopped, rows = generate(model, prompts, 61, **options), sum(sizes)
+    sampled, stopped_rows = (
+        generate(model, prompts, 61, **options, complete=stop),
+        sum(sizes) - rows,
+    )
+    assert sampled == [row[: stop(0, row)] for row in unstopped]
+    shorter = [a for a, b in zip(sampled, unstopped, strict=True) if len(a) < len(b)]
+    assert len({len(row) for row in shorter}) > 5 and stopped_rows < 0.9 * rows
+
+
+def test_a_stop_is_asked_of_running_rows_alone_and_seldom():
+    chain = [[50.0 if j == i + 1 else 0.0 for j in range(40)] for i in range(40)]
+    asked = []
+
+    def complete(row, ids):
+        asked.append((row, len(ids)))
+        return 3 if row == 1 and len(ids) >= 3 else None
+
+    sampled = generate(tiny.bigram(chain), [[30], [0], [10]], 30, eos_ids=[39], complete=complete)
+    assert sampled == [list(range(31, 40)), [1, 2, 3], list(range(11, 40))]
+    # At the eighth token of all; then of those that run. In the end once of each whole row.
+    assert asked == [
+        (0, 8), (1, 8), (2, 8), (2, 16), (2, 24), (0, 9), (1, 30), (2, 29),
+    ]  # fmt: skip
+
+
+class Pieces:
+    """The tiny models' 64 ids as pieces of traces, so that random samples are full of answers."""
+
+    texts = ("It", " is", " #####", "\n", " 18", ".", "B", " ", "##", "###", " A", "x", ",") * 5
+    eos_ids = (63,)
+
+    def token_bytes(self, token: int) -> bytes:
+        return b"" if token in self.eos_ids else self.texts[token].encode()
+
+    def bytes_of(self, ids) -> bytes:
+        return b"".join(map(self.token_bytes, ids))
+
+    def encode_prompt(self, text, earlier=()) -> list[int]:
+        return [len(text) % 64, 1, 2]
+
+
+@pytest.mark.parametrize(("temperature", "keep"), [(1.0, False), (1.0, True), (0.0, False)])
+def test_rollouts_end_with_their_first_answer(temperature, keep):
+    """As the unstopped samples do when they are cut behind that line, which a regex finds here."""
+    model, tokenizer = tiny.llama(), Pieces()
+    problems = [Problem(str(n), "?" * (n + 1), "18") for n in range(12) for _ in range(3)]
+    seeds = [(5, n) for n in range(len(problems))]
+    line = re.compile(r"(?<!#)#####(?!#)\s*\S[^\n]*\n")
+    prompting = Prompting("micro")
+    rollouts, prefill = sample(
+        model, tokenizer, problems, prompting, 60, seeds, temperature, keep=keep
+    )
+    prompts = [prompting.prompt(tokenizer, problem) for problem in problems]
+    unstopped = generate(model, prompts, 60, temperature, (63,), seeds)
+    ends = []
+    for rollout, ids in zip(rollouts, unstopped, strict=True):
+        texts = [tokenizer.bytes_of(ids[:n]).decode() for n in range(len(ids) + 1)]
+        end = next((n for n, text in enumerate(texts) if line.search(text)), None)
+        ends.append(end)
+        assert rollout.completion == ids[:end]
+        assert rollout.trace.truncated == (end is None and ids[-1] != 63)
+    assert len({end for end in ends if end}) > (8 if temperature else 1)
+    assert None in ends or not temperature
+    if keep:  # what was computed for the shorter rollouts reads as another pass does
+        valid = [rollout for rollout in rollouts if rollout.trace.valid and rollout.trace.number]
+        parts = [
+            (it.prompt, it.trace.reasoning, it.trace.delimiter, it.trace.answer) for it in valid
+        ]
+        batch = lay_out(parts, "cpu")
+        kept = torch.stack(reliance(model, batch, Tails(model, prefill, batch).logits))
+        assert len(valid) > 2
+        torch.testing.assert_close(kept, torch.stack(reliance(model, batch)), rtol=1e-4, atol=1e-7)
 
 
 def test_no_prompts_no_tokens_and_wrong_seeds():

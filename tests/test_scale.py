@@ -1,12 +1,13 @@
 """Training that scales out: ranks, ZeRO-1, micro-batches and half precision change no result, and
 what is not finite changes no weight. That several processes sample and learn what one does is also
-in test_resume.py, with three; lab/study/scaling.py measures it over more updates.
+in test_resume.py, with three; tests/scaling.py measures it over more updates.
 """
 
 import json
 import math
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,29 +16,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 import grpo
 import train
-from data import instruction
 from data.tokenizer import Tokenizer
 from grpo import GRPOConfig, update_policy
 from lab.run import policy, sampling
 from lab.run.checkpoint import load_llama, store_by_input
-from lab.run.policy import gather_state, make_optimizer, scatter_state
+from lab.run.policy import fill_up, gather_state, make_optimizer, scatter_state
 from lab.run.ranks import Ranks
-from lab.study import scaling
-from lab.study.scaling import apart
-from tests import tiny
+from tests import scaling, tiny
 from tests.commands import ROOT, run_ranks
+from tests.scaling import apart
 from train import parse_args
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 PROMPTS = tiny.ids(6, 3, 3, 6, 6, 1, 1, 4, 4)
 COMPLETIONS = tiny.ids(5, 4, 9, 2, 6, 1, 7, 3, 5)
 ADVANTAGES = [1.0, -0.5, 0.3, -0.8, 0.6, 0.2, -1.2, 0.4]
+SPARSE = [0.0, 0.0, 0.0, 0.0, 0.6, 0.0, -1.2, 0.4]  # of two ranks, the first has nothing to compute
+ROLLOUTS = [
+    SimpleNamespace(prompt=prompt, completion=completion, trace=SimpleNamespace(reasoning=[7] * n))
+    for n, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True))
+]
 
 
 # ----------------------------------------------------------------------------------- the optimiser
 
 
-def stepped(model, optimizer, ranks, updates: int) -> list[torch.Tensor]:
+def stepped(model, optimizer, ranks, updates: int, advantages=ADVANTAGES) -> list[torch.Tensor]:
     """Updates of the eight rollouts above; returns the gradients that each step saw."""
     trained, gradients, step = model, [], optimizer.step
     if ranks.world_size > 1:
@@ -49,16 +53,9 @@ def stepped(model, optimizer, ranks, updates: int) -> list[torch.Tensor]:
 
     optimizer.step = watched
     for _ in range(updates):
-        update_policy(
-            trained,
-            optimizer,
-            ranks.part(PROMPTS),
-            ranks.part(COMPLETIONS),
-            torch.tensor(ranks.part(ADVANTAGES)),
-            GRPOConfig(),
-            total=8,
-            world_size=ranks.world_size,
-        )
+        batch = fill_up(ranks.part(ROLLOUTS), torch.tensor(advantages), ranks)
+        size = {"total": 8, "world_size": ranks.world_size}
+        update_policy(trained, optimizer, **batch, config=GRPOConfig(), **size)
     optimizer.step = step
     return gradients
 
@@ -93,6 +90,9 @@ def work(folder) -> None:
         stepped(model, optimizer, ranks, 2)
         found[f"{name} again"] = model.state_dict()
         found[f"{name} again state"] = gather_state(optimizer, model, ranks)
+    model, optimizer = begun(ranks, False)
+    found["sparse gradients"] = {"all": torch.stack(stepped(model, optimizer, ranks, 2, SPARSE))}
+    found["sparse weights"] = model.state_dict()
     # On from a single process.
     alone = [load_file(folder / f"alone {part}.safetensors") for part in ("state", "weights")]
     model, optimizer = begun(ranks, True, *alone)
@@ -136,6 +136,42 @@ def test_gradients_and_weights_are_equal_across_ranks(two_ranks):
     assert found.shape == expected.shape == (6, expected.shape[1])  # two passes an update
     torch.testing.assert_close(found[:2], expected[:2], atol=1e-5, rtol=1e-4)  # later: Adam's noise
     assert apart(two_ranks("adamw weights"), contiguous(model)) < 1e-6
+
+
+def test_rows_without_an_advantage_are_not_computed_on_any_rank(two_ranks):
+    """The same as one process that computes all eight; no rank waits for one that has none."""
+    model, optimizer = begun(ALONE, False)
+    advantages, gradients, step = torch.tensor(SPARSE), [], optimizer.step
+    optimizer.step = lambda: [
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()])),
+        step(),
+    ]
+    for _ in range(2):
+        update_policy(model, optimizer, PROMPTS, COMPLETIONS, advantages, GRPOConfig())
+    found = two_ranks("sparse gradients")["all"]
+    torch.testing.assert_close(found[:2], torch.stack(gradients)[:2], atol=1e-5, rtol=1e-4)
+    assert_equal(two_ranks("sparse weights"), two_ranks("sparse weights", 1))
+    assert apart(two_ranks("sparse weights"), contiguous(model)) < 1e-6
+    assert apart(two_ranks("sparse weights"), contiguous(tiny.llama())) > 1e-3
+
+
+def test_what_each_rank_computes():
+    rows = [(r.prompt, r.completion) for r in ROLLOUTS]
+    for size, advantages, expected in (
+        (1, SPARSE, [[4, 6, 7]]),
+        (2, SPARSE, [[None] * 3, [4, 6, 7]]),
+        (3, SPARSE, [[None] * 2, [4, None], [6, 7]]),  # three, three and two rollouts
+        (2, ADVANTAGES, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (2, [0.0] * 8, [[], []]),
+    ):
+        for rank, numbers in enumerate(expected):
+            ranks = Ranks(rank, size, torch.device("cpu"))
+            batch = fill_up(ranks.part(ROLLOUTS), torch.tensor(advantages), ranks, True)
+            given = list(zip(batch["prompts"], batch["completions"], strict=True))
+            assert given == [([0], []) if n is None else rows[n] for n in numbers]
+            paid = [0.0 if n is None else advantages[n] for n in numbers]
+            assert batch["advantages"].tolist() == pytest.approx(paid)
+            assert batch["blind"] == [n or 0 for n in numbers]  # rollout n reasons for n tokens
 
 
 def test_zero_is_adamw_bit_for_bit(two_ranks):
@@ -253,7 +289,7 @@ def scripted(monkeypatch):
 
     def watched(model, tokenizer, questions, step, run):
         script.update = step + 1
-        text = instruction(run.config.dataset, questions[1].question)
+        text = run.config.prompting.message(questions[1])
         script.victim, script.prompt = questions[1].id, tokenizer.encode_prompt(text)
         script.weights.append([weight.detach().clone() for weight in model.parameters()])
         return sample_groups(model, tokenizer, questions, step, run)

@@ -329,7 +329,7 @@ SELECTION = {  # one question with both kinds, one with one
 }  # fmt: skip
 MARKS = ["protocol", "arms", "reliance", "games", "costs", "seeds", "aims", "pilots"]
 MARKS += ["against start", *(f"{word} {base}" for base in BASES for word in ("against", "matched"))]
-MARKS += ["selection micro", "selection first"]
+MARKS += ["selection micro", "selection first", "second arms"]
 
 
 @pytest.fixture
@@ -351,7 +351,10 @@ def docs(tmp_path):
         made = {"computing": (1, 1, 1, seed), "foreign": 1, "necessity": 0.75}
         runs += [whole_run(RECOMMENDED, seed, tokens=41, **made)]
     for number, run in enumerate(runs):
-        write(kept / f"{number}.json", run)
+        write(kept / f"arm-{number}.json", run)
+    (kept / "second").mkdir()  # another start's runs
+    write(kept / "second/start.json", whole_run("start", 0))
+    write(kept / "second/CIR-0.json", whole_run("CIR", 0, tokens=12))
     pilot = next(iter(PILOTS))
     updates = whole_run("x", 0, computing=(1, 0, 0, 0))["updates"]
     write(kept / "pilot-a-0.json", {"pilot": pilot, "seed": 0, "updates": updates})
@@ -389,6 +392,7 @@ def test_the_report_of_arms_by_hand(docs):
     tables, equal = sections_of(docs), "+0.0 [+0.0, +0.0]"
     assert list(tables) == MARKS and all(tables.values())
     assert (docs / "study/curves.png").stat().st_size > 10_000
+    assert row(tables["second arms"], "CIR (1)")["tokens"] == "12.0 [12.0, 12.0]"
     found = row(tables["arms"], "length penalty (2)")
     assert found["computing share, %"] == found["hard: computing share, %"] == "0.0 [0.0, 0.0]"
     assert found["accuracy, %"] == "50.0 [50.0, 50.0]" and found["tokens"] == "20.0 [20.0, 20.0]"
@@ -479,16 +483,16 @@ def test_a_run_of_other_settings_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RUNS", tmp_path)
     folder, commands = tmp_path / "outcome-only-0", []
     sitting = types.SimpleNamespace(run=lambda command, log: commands.append(command))
-    assert study.train(sitting, "outcome only", 0) == folder
+    assert study.train(sitting, "outcome only", 0, "micro") == folder
     assert commands[0][: len(train_command("outcome only", 0))] == train_command("outcome only", 0)
     folder.mkdir()  # begun, and not ended
     settings = dataclasses.asdict(parse_args(train_command("outcome only", 0)[1:]))
     (folder / "config.json").write_text(json.dumps(settings | {"out": str(folder)}))
-    study.train(sitting, "outcome only", 0)
+    study.train(sitting, "outcome only", 0, "micro")
     assert len(commands) == 2 and commands[1] == commands[0]
     (folder / "config.json").write_text(json.dumps(settings | {"lr": 1.0}))
     with pytest.raises(ValueError, match="of other settings"):
-        study.train(sitting, "outcome only", 0)
+        study.train(sitting, "outcome only", 0, "micro")
 
 
 def test_the_arms_are_commands_that_train_py_takes():
@@ -509,16 +513,18 @@ def test_the_arms_are_commands_that_train_py_takes():
     assert {RECOMMENDED, *BASES} <= ARMS.keys()
 
 
-ALONE = ("selection-", "start")  # are of no training
-TRAINED = [path for path in sorted(KEPT.glob("*.json")) if not path.name.startswith(ALONE)]
+ALONE = ("selection-", "maps-", "start")  # are of no training
+TRAINED = [path for path in sorted(KEPT.rglob("*.json")) if not path.name.startswith(ALONE)]
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_what_is_kept_is_of_the_command_that_the_study_prints(path):
     run = json.loads(path.read_text(encoding="utf-8"))
     name = run.get("arm") or run["pilot"]
     assert path.stem == slug(name, run["seed"])
-    assert run["config"] == dataclasses.asdict(parse_args(train_command(name, run["seed"])[1:]))
+    command = train_command(name, run["seed"], run["config"]["dataset"])
+    now = dataclasses.asdict(parse_args(command[1:]))
+    assert now | run["config"] == now  # settings that came later have their defaults
     assert [update[0] for update in run["updates"]] == [*range(1, run["config"]["steps"] + 1)]
     for split in ("heldout", "hard") if "arm" in run else ():
         assert all(len(samples) == 4 for samples in run[split].values())

@@ -8,9 +8,9 @@ import atman
 from atman import MaskConfig, lay_out, optimize_masks, plain_logits, rollout_saliency
 from lab.run.sampling import Prefill
 from lab.run.suffix import Suffix, SuffixAttention, learn_masks
-from lab.study.bench import saved_bytes
 from model import masked_attention
 from tests import tiny
+from tests.bench import saved_bytes
 from tests.tiny import suffix_logits
 
 # Three ragged rollouts; the first and the last have the same prompt.

@@ -97,7 +97,7 @@ def test_prompt_equals_the_whole_rendered_text_encoded_at_once(chat, text):
 def test_a_template_is_rendered_once_for_all_prompts(directory, monkeypatch):
     tokenizer, render, rendered = Tokenizer.from_directory(directory), Tokenizer._render, []
     monkeypatch.setattr(
-        Tokenizer, "_render", lambda self, text: rendered.append(text) or render(self, text)
+        Tokenizer, "_render", lambda *given: rendered.append(given) or render(*given)
     )
     first, second = tokenizer.encode_prompt("Hi"), tokenizer.encode_prompt("Hi Tom")
     fresh = [Tokenizer.from_directory(directory).encode_prompt(text) for text in ("Hi", "Hi Tom")]
@@ -187,7 +187,7 @@ def test_base_model_gets_plain_text(tmp_path):
     assert base.chat_template is None
     ids = base.encode_prompt(" Hi <|eot_id|>\n")
     assert ids[0] == base.bos_id and base.bos_id not in ids[1:]
-    assert base.decode(ids) == BASE_PROMPT.format(user_text="Hi <|eot_id|>")
+    assert base.decode(ids) == BASE_PROMPT["user"].format("Hi <|eot_id|>")
 
 
 def test_older_forms_of_tokenizer_config(directory):

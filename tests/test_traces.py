@@ -11,10 +11,12 @@ from data.tokenizer import Tokenizer
 from data.traces import (
     LETTERS,
     Rollout,
+    answer_end,
     gold_tail,
     parse_letter,
     parse_number,
     reasoning_spans,
+    said_answer,
     same_number,
     split_trace,
 )
@@ -121,6 +123,73 @@ def test_every_eos_ends_a_completion(tokenizer):
     for eos in tokenizer.eos_ids:
         assert not split_trace([*ids, eos], tokenizer).truncated
     assert split_trace([*ids, tokenizer.pad_id], tokenizer).truncated
+
+
+ANSWERS = [
+    # pieces, gold, how many of them the answer takes; None: it is not complete
+    (["It", " #####", "18", "\n", "So"], "18", 4),
+    (["It", " #####\n", "18", "\n", "\n", "#####", "2"], "18", 4),
+    (["It", "#####", "\n", " ", "\n", "18", ".\n"], "18", 7),
+    (["It", "##", "###", "18", "\n"], "18", 5),
+    (["It", " #####", "what", "\n", "18", "\n"], "18", 4),  # its line holds no number
+    (["It", " #####", "\n", "#####", "\n", "1"], "18", 5),
+    (["It", "#####", "#", "18", "\n", "#####", "1", "\n"], "18", 8),  # six hashes are none
+    (["It", " #####", "18"], "18", None),  # '1800' is another answer
+    (["It", " #####", "18", None], "18", None),  # generate knows its EOS
+    (["It", " #####", "\n\n"], "18", None),
+    (["It", "\n", "18", "\n"], "18", None),
+    ([], "18", None),
+    (["It", " #####", " B", ".", " So"], "B", 4),
+    (["It", " #####", " B", " ", "So"], "D", 4),
+    (["It", " #####", " (", "B", ")", "1"], "B", 5),
+    (["It", " #####", " B"], "B", None),  # 'Both'
+    (["It", " #####", " B", "'", "s", "\n"], "B", 6),
+    (["It", " #####", " B", b"\xc3", b"\xa9", "."], "B", None),
+    (["It", " #####", " A", " "], "A", None),
+    (["It", " #####", " A", " ", "good", " one"], "A", None),
+    (["It", " #####", " A", " ", "is", " ", "r"], "A", 6),
+    (["It", " #####", " A", "\n"], "A", 4),
+    (["It", " #####", " B", ".", " So"], "18", None),  # where numbers are asked for
+]
+
+
+@pytest.mark.parametrize(("pieces", "gold", "count"), ANSWERS)
+def test_where_an_answer_is_complete(tokenizer, pieces, gold, count):
+    ids = ids_of(tokenizer, *pieces)
+    kept = None if count is None else len(ids_of(tokenizer, *pieces[:count]))
+    assert answer_end(ids, tokenizer, "#####", gold) == kept
+    # It stays so whatever follows, and until then it is not.
+    longer = [[*ids, *tokenizer.encode(more)] for more in ("\n2\n", " and ##### 2", "x")]
+    if kept:
+        assert all(answer_end(more, tokenizer, "#####", gold) == kept for more in longer)
+        assert answer_end(ids[: kept - 1], tokenizer, "#####", gold) is None
+        cut, whole = split_trace(ids[:kept], tokenizer, gold=gold), split_trace(ids, tokenizer)
+        assert not cut.truncated and cut.letter == whole.letter
+    ended = bool(pieces) and pieces[-1] is None
+    assert split_trace(ids, tokenizer, gold=gold).truncated == (kept is None and not ended)
+
+
+@pytest.mark.parametrize("mark", ["####", "<answer>", "答:"])
+def test_another_delimiter(tokenizer, mark):
+    ids = tokenizer.encode(f"It is. ##### 1 ### <answer {mark} 18\nSo {mark} 2\n")
+    trace = split_trace(ids, tokenizer, mark, "18")
+    assert trace.reasoning_text.rstrip() == "It is. ##### 1 ### <answer" and trace.number == "18"
+    assert trace.delimiter_count == 2 and trace.valid and trace.correct("18")
+    end = answer_end(ids, tokenizer, mark, "18")
+    assert tokenizer.decode(ids[:end]).endswith(f"{mark} 18\n")
+    delimiter, answer = gold_tail(trace, "5", tokenizer)
+    assert tokenizer.decode(delimiter).strip() == mark and tokenizer.decode(answer) == "5"
+    # joined to what follows
+    ids = tokenizer.encode(f"It is {mark}$18")
+    delimiter, answer = gold_tail(split_trace(ids, tokenizer, mark), "5", tokenizer)
+    assert tokenizer.decode(delimiter).strip() == mark and tokenizer.decode(answer) == "5"
+
+
+def test_what_ends_an_answer_is_no_part_of_it(tokenizer):
+    for end in ([None], ["\n"], [" ", "\n\n"], ["\n", None], []):
+        trace = split_trace(ids_of(tokenizer, "It", "#####", " ", "18", ".", *end), tokenizer)
+        assert tokenizer.decode(said_answer(trace, tokenizer)) == "18."
+    assert said_answer(split_trace(ids_of(tokenizer, "#####", None), tokenizer), tokenizer) == []
 
 
 @pytest.mark.parametrize(

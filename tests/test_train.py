@@ -23,7 +23,7 @@ from atman import MaskConfig
 from data import load_problems
 from data.tokenizer import Tokenizer
 from data.traces import split_trace
-from lab.run import sampling, suffix
+from lab.run import sampling, session, suffix
 from lab.run.checkpoint import load_llama
 from lab.run.ranks import Ranks, pick_device
 from tests.commands import ROOT, TORCHRUN, done, read_lines, refused, run
@@ -192,7 +192,8 @@ def test_a_blind_update_hides_the_prompt_from_answers(tmp_path, monkeypatch):
     tokenizer = Tokenizer.from_directory("data/micro")
     for flag in ("--blind-answers", "--no-blind-answers"):
         seen.clear()
-        flags = ["--steps", "1", "--eval-problems", "1", "--saliency", "none", flag]
+        # With a saliency reward, because rollouts with the mean reward of their group are not read.
+        flags = ["--steps", "1", "--eval-problems", "1", "--saliency", "mediation", flag]
         done(train.main, *SMALL, *flags, "--out", tmp_path / flag)
         assert len(seen) == 2 * 4  # two passes over 8 rollouts, two at a time
         for completions, blind in seen:
@@ -288,6 +289,60 @@ def test_outcome_only_learns_no_mask(tmp_path):
     done(train.main, *SMALL, *flags, "--out", tmp_path / "run")
     (update,) = (line for line in read_lines(tmp_path / "run/metrics.jsonl") if "outcome" in line)
     assert update["saliency"] == 0 and update["reward"] == update["outcome"]
+
+
+def test_an_update_without_an_advantage_takes_no_step(tmp_path, monkeypatch):
+    """Not even momentum's; and it is no update that met a number which is not finite."""
+    advantages = train.group_advantages
+    calls = []
+
+    def zero_in_the_second(reward, size):
+        calls.append(1)
+        return advantages(reward, size) * (len(calls) != 2)
+
+    monkeypatch.setattr(train, "group_advantages", zero_in_the_second)
+    monkeypatch.setattr(session, "MOST_SKIPPED", 1)
+    flags = ["--steps", "3", "--save-every", "1", "--keep", "3", "--eval-problems", "1"]
+    said = done(train.main, *SMALL, *flags, "--eval-every", "0", "--out", tmp_path)
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if "outcome" in line]
+    assert [line["passes"] for line in lines] == [2, 0, 2]
+    assert [line["skipped"] for line in lines] == [0, 0, 0]
+    assert lines[1]["no_signal"] == 1 and lines[1]["seconds_policy"] == 0
+    assert {lines[1][key] for key in ("loss", "entropy", "gradient_norm", "ratio_max")} == {None}
+    updates = [
+        line for line in said.splitlines() if line.startswith("update") and "outcome" in line
+    ]
+    assert ["no step: in every group all rewards are equal" in u for u in updates] == [0, 1, 0]
+    kept = [tmp_path / "checkpoints" / f"step-0000000{n}" for n in (1, 2, 3)]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        first, second, third = (load_file(folder / name) for folder in kept)
+        assert all(torch.equal(first[key], second[key]) for key in first) and len(first) > 10
+        assert not any(torch.equal(third[key], second[key]) for key in first if "norm" in key)
+
+
+def test_who_writes_another_delimiter_is_told_so_and_costs_no_pass(tmp_path):
+    flags = ["--delimiter", "<answer>", "--eval-every", "0", "--eval-problems", "2"]
+    said = done(train.main, *SMALL, *flags, "--out", tmp_path / "run")
+    reason = "have no delimiter <answer> and count as wrong: 100% wrote ##### before the answer"
+    assert said.count(reason) == 1 and 'what helps: --delimiter "#####", which' in said
+    assert said.count("all rewards are equal  no delimiter 100%") == 2
+    assert "--max-new-tokens" not in said and "nearly all of" not in said
+    paths = ROOT / "data/micro", tmp_path / "run/checkpoint"
+    start, end = (load_file(path / "model.safetensors") for path in paths)
+    assert all(torch.equal(start[key], end[key]) for key in start)
+    flags = ["--limit", "3", "--samples", "2", "--faithfulness", "off", "--delimiter", "<answer>"]
+    said = done(evaluation.main, "--model", "data/micro", *flags, "--out", tmp_path / "eval")
+    assert f"note: data/micro: 100% of 6 samples {reason}" in said
+
+
+def test_held_out_samples_have_a_temperature_of_their_own(tmp_path, one_process):
+    """Greedy samples of a problem are all the same."""
+    done(train.main, *SMALL, "--steps", "0", "--eval-temperature", "0", "--out", tmp_path / "run")
+    greedy, drawn = (
+        next(line["eval"] for line in read_lines(out / "metrics.jsonl") if "eval" in line)
+        for out in (tmp_path / "run", one_process[0])
+    )
+    assert greedy["tokens_spread"] == 0 < drawn["tokens_spread"]
 
 
 def test_gsm8k_files_train_too(tmp_path):

@@ -13,4 +13,5 @@ policy.py      the weights, AdamW and the sampler's copy on one of several ranks
 session.py     a run around its loop: when it evaluates, logs, saves and ends
 runs.py        a run's folder and the way back to its checkpoints
 metrics.py     what is logged of an update
+causes.py      why samples have no answer, and what helps
 """

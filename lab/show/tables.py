@@ -149,7 +149,7 @@ def reliance_table(arms: dict[str, dict[str, dict]]) -> str:
 
 
 def map_rows(name: str, measures: dict[str, dict]) -> tuple[str, list[str], list[Line], str]:
-    """Whether each ranking of an arm is right: title, heads, lines, and what the areas leave out.
+    """Whether each ranking of an arm is right: title, heads, lines, a note on masks and areas.
 
     Without a correct trace only the title is not empty.
     """
@@ -159,11 +159,22 @@ def map_rows(name: str, measures: dict[str, dict]) -> tuple[str, list[str], list
     traces = measures[f"comprehensiveness/{rankings[0]}"]["questions"]
     tests = [test for test in MAP_HEADS if any(key.startswith(f"{test}/") for key in measures)]
     lines = [(name, [cell(measures.get(f"{test}/{name}")) for test in tests]) for name in rankings]
-    unknown, note = measures.get("unlabelled", {}).get("value"), ""
+    unknown, notes = measures.get("unlabelled", {}).get("value"), []
+    if share := measures.get("overshot", {}).get("value"):
+        nats = measures["overshoot"]["value"] / share
+        notes.append(overshoot_note(round(share * traces), traces, nats))
     if unknown is not None:
-        note = f"AUROC leaves out the {unknown:.1%} of characters that the parser does not know"
+        notes.append(
+            f"AUROC leaves out the {unknown:.1%} of characters that the parser does not know"
+        )
     title = f"is the map right? {name}, {traces} traces"
-    return title, [MAP_HEADS[test] for test in tests], lines, note
+    return title, [MAP_HEADS[test] for test in tests], lines, "; ".join(notes)
+
+
+def overshoot_note(overshot: int, masks: int, nats: float) -> str:
+    """How many learned masks went on below the unmasked loss, and how far these did (mean)."""
+    by = f"by {nats:.3g} nats per answer token on average"
+    return f"overshoot: {overshot} of {masks} masks ended below the unmasked loss, {by}"
 
 
 def map_table(name: str, measures: dict[str, dict]) -> str:

@@ -96,6 +96,8 @@ def rows_of_numbers(heat_map: HeatMap) -> list[Row]:
     if losses:
         course = f"{losses[0]:.3f} -> {losses[-1]:.3f} nats per answer token"
         rows.append(row("loss", f"{course}, {len(losses) - 1} steps"))
+    if heat_map.overshoot > 0:
+        rows.append(row("overshoot", f"{heat_map.overshoot:.3g} nats below the unmasked loss"))
     for name, title, ranked in heat.rankings(heat_map):
         if not ranked:
             title = f"{title}: none" if name == "tokens" else "(none)"

@@ -3,6 +3,7 @@
 Those of the second start are in docs/study/micro2/.
 
     selection-START.json   lab/study/selection.py's rewards of one start's traces
+maps-SPLIT.json        lab/study/maps.py's measures of token maps
     start.json             evaluations of the checkpoint that every arm starts from
     ARM-SEED.json          settings, updates and evaluations of one run
     pilot-NAME.json        settings and updates of one run
@@ -115,8 +116,8 @@ def load_all(folder: Path, pattern: str) -> dict[str, dict]:
 def load_arms(folder: Path = KEPT) -> dict[str, dict[int, dict]]:
     """arm -> seed -> what is kept of that run; the start and ARMS, in their order."""
     arms: dict[str, dict[int, dict]] = {name: {} for name in ("start", *ARMS)}
-    for run in load_all(folder, "*.json").values():
-        if "arm" in run:
+    for run in (load_all(folder, "start.json") | load_all(folder, "*-[0-9].json")).values():
+        if "arm" in run:  # and no pilot
             arms[run["arm"]][run["seed"]] = run
     return {name: runs for name, runs in arms.items() if runs}
 

@@ -26,8 +26,9 @@ import torch
 
 import atman
 from atman import Batch, MaskConfig, Masks, rollout_saliency
-from data import instruction, micro_task, micro_wordings
+from data import micro_task, micro_wordings
 from data.files import write_file
+from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from data.traces import Rollout
 from lab.measure.arms import seed_of
@@ -38,10 +39,9 @@ from lab.run import flags
 from lab.run.checkpoint import load_llama
 from lab.run.command import sentences
 from lab.run.flags import flag
-from lab.run.ranks import Progress, pick_device
+from lab.run.ranks import Progress, clock, pick_device
 from lab.run.sampling import Prefill, sample
 from lab.run.suffix import Suffix, Tails
-from lab.study.bench import clock
 from lab.study.measures import cell, table
 from model import Llama
 
@@ -188,7 +188,7 @@ def sr(case: Case) -> dict[str, torch.Tensor]:
     There gpt-4o-mini answers, after it has cut the answer and the question out of the trace. Here
     the model itself does, greedily, from the trace as it is and an empty question.
     """
-    bare = case.tokenizer.encode_prompt(instruction("micro", ""))
+    bare = case.tokenizer.encode_prompt("")
     traces = [(rollout.prompt, rollout.trace) for rollout in case.rollouts]
     starts = [[(p + it.reasoning, it.delimiter) for p in (prompt, bare)] for prompt, it in traces]
     answers = greedy_answers(case.model, case.tokenizer, case.rollouts, starts, ANSWER_TOKENS)
@@ -209,10 +209,10 @@ def sample_traces(model, tokenizer, args: Settings, bar: Progress) -> list[tuple
     """(number among its question's samples, rollout) of each valid trace, the shortest first."""
     problems = micro_task.load(args.split, args.first + args.questions, args.task)[args.first :]
     jobs, traces = list(itertools.product(problems, range(args.rollouts))), []
-    count = bar.phase("sampling", len(jobs))
+    count, prompting = bar.phase("sampling", len(jobs)), Prompting(args.task)
     for chosen in (jobs[start : start + 256] for start in range(0, len(jobs), 256)):
         asked, seeds = zip(*((it, seed_of(0, it.id, n)) for it, n in chosen), strict=True)
-        rollouts, _ = sample(model, tokenizer, asked, "micro", MAX_NEW_TOKENS, seeds, 1.0, count)
+        rollouts, _ = sample(model, tokenizer, asked, prompting, MAX_NEW_TOKENS, seeds, 1.0, count)
         traces += [(n, it) for (_, n), it in zip(chosen, rollouts, strict=True) if it.trace.valid]
     return sorted(traces, key=lambda trace: len(trace[1].completion))
 
