@@ -260,7 +260,8 @@ def curves(history: list[dict], path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), label=label, **look)
         axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
+        if axis.lines:  # a run of no update has none
+            axis.legend(frameon=False)
     axes[0].set_ylim(0, 1.02)
     axes[1].set_ylim(bottom=0)
     path.write_bytes(as_png(figure, 110))
