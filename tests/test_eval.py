@@ -117,10 +117,16 @@ def test_a_shorter_optimisation_is_the_beginning_of_a_longer_one(micro):
 @pytest.mark.parametrize(
     ("count", "most", "seconds_of", "expected"),
     [
-        (100, 64, lambda n: 0.1, [1, 4, 16, 64, 15]),
-        (40, 64, lambda n: 2.0, [1, 4, 16, 16, 3]),  # 32 s; four times that is above a minute
-        (3, 64, lambda n: 200.0, [1, 1, 1]),
-        (30, 8, lambda n: 0.1 if n < 13 else 10.0, [1, 4, 8, 8, 4, 4, 1]),  # long ones last
+        (100, 64, lambda g: 0.1 * len(g), [1, 2, 4, 8, 16, 32, 37]),
+        (150, 64, lambda g: 2.0 * len(g), [1, 2, 4, 8, 16, 32, 16, 32, 16, 23]),  # above a minute
+        (3, 64, lambda g: 200.0 * len(g), [1, 1, 1]),
+        (100, 16, lambda g: 46.0, [1, 2, 4, 8, 16, 16, 16, 16, 16, 5]),  # however many there are
+        (
+            37,
+            8,
+            lambda g: 0.1 if g[0] < 15 else 70.0,
+            [1, 2, 4, 8, 8, 4, 2, *[1] * 8],
+        ),
         (0, 8, None, []),
     ],
 )
@@ -129,7 +135,7 @@ def test_work_is_cut_into_groups_of_a_minute(count, most, seconds_of, expected, 
     monkeypatch.setattr(arms.time, "monotonic", lambda: now[0])
     for group in in_groups(list(range(count)), most):
         groups.append(group)
-        now[0] += sum(map(seconds_of, group))
+        now[0] += seconds_of(group)
     assert list(map(len, groups)) == expected and sum(groups, []) == list(range(count))
 
 

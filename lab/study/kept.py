@@ -116,7 +116,7 @@ def load_all(folder: Path, pattern: str) -> dict[str, dict]:
 def load_arms(folder: Path = KEPT) -> dict[str, dict[int, dict]]:
     """arm -> seed -> what is kept of that run; the start and ARMS, in their order."""
     arms: dict[str, dict[int, dict]] = {name: {} for name in ("start", *ARMS)}
-    for run in (load_all(folder, "start.json") | load_all(folder, "*-[0-9].json")).values():
+    for run in (load_all(folder, "start.json") | load_all(folder, "*-[0-9]*.json")).values():
         if "arm" in run:  # and no pilot
             arms[run["arm"]][run["seed"]] = run
     return {name: runs for name, runs in arms.items() if runs}

@@ -86,8 +86,8 @@ def markdown(kept: dict) -> str:
 def run(args: Settings) -> None:
     torch.set_num_threads(1)
     device = pick_device(args.device)
-    tokenizer = Tokenizer.from_directory(args.model)
-    model, bar = load_llama(args.model, device=device), Progress("maps")
+    tokenizer = Tokenizer.from_directory(args.start)
+    model, bar = load_llama(args.start, device=device), Progress("maps")
     chosen: dict[str, Rollout] = {}
     for n, rollout in sorted(sample_traces(model, tokenizer, args, bar), key=lambda it: it[0]):
         if rollout.outcome == 0 and rollout.computing and rollout.problem.id not in chosen:

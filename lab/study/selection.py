@@ -62,7 +62,7 @@ RELIANCE = ("necessity", "sufficiency", "mediation")
 class Settings:
     """The command line and its help."""
 
-    model: str = flag("data/micro", "checkpoint directory")
+    model: str | None = flag(None, "checkpoint directory (default: data/TASK)")
     task: str = flag("micro", "whose problems", micro_wordings.TASKS)
     split: str = flag("heldout", "which of them", micro_task.SPLITS)
     first: int = flag(0, "number of the first question", least=0)
@@ -75,6 +75,10 @@ class Settings:
 
     def check(self) -> None:
         """Nothing here depends on anything else."""
+
+    @property
+    def start(self) -> str:
+        return self.model or f"data/{self.task}"
 
 
 class Case:
@@ -323,8 +327,8 @@ def markdown(kept: dict) -> str:
 def run(args: Settings) -> None:
     torch.set_num_threads(1)
     device = pick_device(args.device)
-    tokenizer = Tokenizer.from_directory(args.model)
-    model, bar = load_llama(args.model, device=device), Progress("selection")
+    tokenizer = Tokenizer.from_directory(args.start)
+    model, bar = load_llama(args.start, device=device), Progress("selection")
     traces = sample_traces(model, tokenizer, args, bar)
     kept = measure(model, tokenizer, traces, args.steps, args.batch, bar)
     bar.close()

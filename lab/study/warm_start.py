@@ -16,6 +16,7 @@ from after a kill or a signal. make_micro.py trains with `fit` too.
 import dataclasses
 import itertools
 import math
+import os
 import random
 import shutil
 import sys
@@ -43,6 +44,7 @@ from lab.run.policy import Policy
 from lab.run.ranks import Interrupted, Progress, Ranks, Stop, pick_device
 from lab.run.runs import RunFolder
 
+FREE = ("out", "micro_tokens", "save_every", "device")  # training is the same, rounding aside
 SAMPLED = 32  # held-out problems that are sampled too
 Row = tuple[list[int], list[int], list[float]]  # prompt, completion, a weight for each of its ids
 
@@ -179,6 +181,8 @@ def batches_of(rows: list[Row], settings: Settings) -> Iterator[list[list[Row]]]
 
 def warm_start(settings: Settings) -> None:
     """Train, measure before and after, and write OUT; go on from OUT.state where that is."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("a warm start is one process: start it with python, not with torchrun")
     out = Path(settings.out)
     state = out.with_name(f"{out.name}.state")
     refuse_changes(settings, out, state)
@@ -236,6 +240,7 @@ def warm_start(settings: Settings) -> None:
         "before": folder.history[0]["heldout"], "after": after,
     }  # fmt: skip
     write_file(out / "warm_start.json", json_text(result))
+    (state / "config.json").unlink()  # first: from here on OUT is there already
     shutil.rmtree(state)
     print(f"{table(result)}\n{minutes:.1f} minutes of training; wrote {out}")
 
@@ -250,7 +255,7 @@ def refuse_changes(settings: Settings, out: Path, state: Path) -> None:
     changed = [
         f"--{key.replace('_', '-')} (saved {saved.get(key)}, now {value})"
         for key, value in dataclasses.asdict(settings).items()
-        if key != "out" and saved.get(key) != value
+        if key not in FREE and saved.get(key) != value
     ]
     if changed:
         advice = f"give the saved ones, or delete {state} to begin anew"
