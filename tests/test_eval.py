@@ -117,15 +117,15 @@ def test_a_shorter_optimisation_is_the_beginning_of_a_longer_one(micro):
 @pytest.mark.parametrize(
     ("count", "most", "seconds_of", "expected"),
     [
-        (100, 64, lambda g: 0.1 * len(g), [1, 2, 4, 8, 16, 32, 37]),
-        (150, 64, lambda g: 2.0 * len(g), [1, 2, 4, 8, 16, 32, 16, 32, 16, 23]),  # above a minute
+        (100, 64, lambda g: 0.1 * len(g), [1, 4, 16, 64, 15]),
+        (150, 64, lambda g: 2.0 * len(g), [1, 4, 16, 64, 32, 16, 17]),  # 128 s: too long
         (3, 64, lambda g: 200.0 * len(g), [1, 1, 1]),
-        (100, 16, lambda g: 46.0, [1, 2, 4, 8, 16, 16, 16, 16, 16, 5]),  # however many there are
+        (100, 16, lambda g: 46.0, [1, 4, 16, 16, 16, 16, 16, 15]),  # however many there are
         (
             37,
             8,
             lambda g: 0.1 if g[0] < 15 else 70.0,
-            [1, 2, 4, 8, 8, 4, 2, *[1] * 8],
+            [1, 4, 8, 8, 8, 4, 2, 1, 1],
         ),
         (0, 8, None, []),
     ],
