@@ -10,26 +10,27 @@ shares of tokens). The two rankings to beat know nothing of the model: later is 
 are more. `joint` adds the ranks of attribution and leave-one-out.
 """
 
-import dataclasses
-import functools
-import json
 from collections import defaultdict
 
 import numpy as np
 import torch
 
 from atman import MaskConfig, frozen
-from data.files import write_file
-from data.tokenizer import Tokenizer
 from data.traces import Rollout
 from lab.measure.bootstrap import interval
 from lab.measure.faithfulness import Erased, erasure, label_areas, rankings
 from lab.run import flags
-from lab.run.checkpoint import load_llama
 from lab.run.command import sentences
-from lab.run.ranks import Progress, pick_device
+from lab.run.ranks import Progress
+from lab.study.kept import round_off, write
 from lab.study.measures import cell, table
-from lab.study.selection import POINTS, Settings, integrated_gradients, sample_traces
+from lab.study.selection import (
+    POINTS,
+    Settings,
+    integrated_gradients,
+    open_start,
+    sample_traces,
+)
 
 MEASURES = ("AUROC", "AUROC, no punctuation", "comprehensiveness", "sufficiency")
 BASES = ("recency", "is-number")
@@ -84,10 +85,8 @@ def markdown(kept: dict) -> str:
 
 
 def run(args: Settings) -> None:
-    torch.set_num_threads(1)
-    device = pick_device(args.device)
-    tokenizer = Tokenizer.from_directory(args.start)
-    model, bar = load_llama(args.start, device=device), Progress("maps")
+    model, tokenizer, settings = open_start(args)
+    bar = Progress("maps")
     chosen: dict[str, Rollout] = {}
     for n, rollout in sorted(sample_traces(model, tokenizer, args, bar), key=lambda it: it[0]):
         if rollout.outcome == 0 and rollout.computing and rollout.problem.id not in chosen:
@@ -98,17 +97,16 @@ def run(args: Settings) -> None:
     for start in range(0, len(rollouts), args.batch):
         rows += measure(model, tokenizer, rollouts[start : start + args.batch], args.steps, count)
     bar.close()
-    settings = dataclasses.asdict(args) | {"device": device.type, "torch": torch.__version__}
-    traces = {rollout.problem.id: row for rollout, row in zip(rollouts, rows, strict=True)}
-    short = functools.partial(json.dumps, separators=(",", ":"))
-    kept = json.loads(short({"settings": settings, "traces": traces}), parse_float=rounded)
+    by_question = {it.problem.id: rounded(row) for it, row in zip(rollouts, rows, strict=True)}
+    kept = {"settings": settings, "traces": by_question}
     if args.out:
-        write_file(args.out, short(kept) + "\n")
+        write(args.out, kept)
     print(markdown(kept))
 
 
-def rounded(text: str) -> float:
-    return float(f"{float(text):.5g}")
+def rounded(row: dict[str, list]) -> dict[str, list]:
+    """As it is kept: ranking -> numbers of five digits."""
+    return {name: [round_off(value) for value in values] for name, values in row.items()}
 
 
 def main() -> None:

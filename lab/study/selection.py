@@ -324,16 +324,22 @@ def markdown(kept: dict) -> str:
     return "\n\n".join((text, rewards, table([f"less {NEIGHBOUR}", *heads[: len(AUCS)]], rows)))
 
 
-def run(args: Settings) -> None:
+def open_start(args: Settings) -> tuple[Llama, Tokenizer, dict]:
+    """The start's model, with one thread, its tokenizer, and the settings as they are kept."""
     torch.set_num_threads(1)
     device = pick_device(args.device)
+    settings = dataclasses.asdict(args) | {"device": device.type, "torch": torch.__version__}
     tokenizer = Tokenizer.from_directory(args.start)
-    model, bar = load_llama(args.start, device=device), Progress("selection")
+    return load_llama(args.start, device=device), tokenizer, settings
+
+
+def run(args: Settings) -> None:
+    model, tokenizer, settings = open_start(args)
+    bar = Progress("selection")
     traces = sample_traces(model, tokenizer, args, bar)
     kept = measure(model, tokenizer, traces, args.steps, args.batch, bar)
     bar.close()
     if args.out:
-        settings = dataclasses.asdict(args) | {"device": device.type, "torch": torch.__version__}
         write_file(args.out, json.dumps({"settings": settings} | kept))
     print(markdown(kept))
 
