@@ -17,6 +17,7 @@ from data.prompts import Prompting
 from data.tokenizer import Tokenizer
 from lab.run import sampling
 from lab.run.checkpoint import load_llama
+from lab.run.command import sentences
 from lab.run.suffix import learn_masks
 from lab.show import explain, heat, terminal
 from lab.show.explain import Request, Settings
@@ -191,7 +192,7 @@ def test_a_number_or_a_letter_is_an_own_answer(answer, micro, monkeypatch):
 
 def test_a_cut_trace_with_its_answer_is_explained_and_says_so(micro, monkeypatch):
     model, tokenizer = micro
-    says(monkeypatch, tokenizer, "5 ##### 8 ##### 8", ended=False)
+    says(monkeypatch, tokenizer, "5 ##### So ##### 8", ended=False)
     (heat_map,) = explain.explain(model, tokenizer, [Request(QUESTION)], in_steps(1))
     assert heat_map.failure == "" and len(heat_map.saliency) == len(heat_map.reasoning)
     assert heat_map.notes == [
@@ -339,10 +340,11 @@ def test_colour_is_for_terminals_without_no_color(
 def test_an_output_without_unicode_still_shows(monkeypatch, tmp_path):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    explain.show([[heat.HeatMap("é", "→ 👍", "mask", [])]], "mask")
-    assert b"\\u2192 \\U0001f44d" in out.buffer.getvalue()
     monkeypatch.chdir(tmp_path)
-    explain.write("--html", "é.html", "page")
+    with sentences():
+        explain.show([[heat.HeatMap("é", "→ 👍", "mask", [])]], "mask")
+        explain.write("--html", "é.html", "page")
+    assert b"\\u2192 \\U0001f44d" in out.buffer.getvalue()
     assert out.buffer.getvalue().endswith(b"\nwrote \\xe9.html\n")
 
 
@@ -403,6 +405,20 @@ def test_bad_input_gets_a_sentence(arguments, named, monkeypatch, capsys, tmp_pa
         (b'{"question": "Why?", "answer": true}', "line 1: answer: needs text"),
         (b'{"question": "Why?", "answer": "a\\nb"}', "line 1: answer: give a number"),
         (b'{"question": "Why?", "reasoning": "So"}', "line 1: reasoning: needs an answer"),
+        (
+            b'{"question": "Why?", "answer": "3 thousand"}',
+            "answer: give a number alone or a letter",
+        ),
+        (b'{"question": "Why?", "answer": "eight"}', "line 1: answer: give a number alone"),
+        (b'{"question": "Why?", "answer": "1/2"}', "line 1: answer: give a number alone"),
+        (b'{"question": "Why?", "answer": NaN}', "line 1: answer: give a number alone"),
+        (b"[]", "holds an array without a question"),
+        (b'["Why?", ""]', "question 2: question: needs text"),
+        (b'["Why?", 5]', "question 2: needs an object"),
+        (b'[{"question": "Why?"}, {"answer": 5}]', "question 2: question: needs text"),
+        (b'["Why?", ["Why?"]]', "question 2: needs an object"),
+        (b'[\n {"question": "Why?"},\n]', "is not valid JSON"),
+        (b'["Why?", ' + b"[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_a_bad_line_is_named(content, named, tmp_path, capsys):
@@ -412,10 +428,41 @@ def test_a_bad_line_is_named(content, named, tmp_path, capsys):
     assert f"error: --questions {questions}" in printed and named in printed
 
 
-def test_json_lines_that_are_no_objects_are_refused(tmp_path, capsys):
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('"Why?"\n')
-    assert "line 1: needs an object" in refused(capsys, *SMALL, "--questions", questions)
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("questions.jsonl", '"Why?"\n', "line 1: needs an object"),
+        ("questions.json", '"Why?"\n', "line 1: needs an object"),
+        ("questions.json", "5", "line 1: needs an object"),
+        ("questions.json", "Why?\nHow?\n", "line 1: is not valid JSON"),
+        ("questions.JSON", '[Why?, "How?"]', "line 1: is not valid JSON"),
+    ],
+)
+def test_json_that_holds_no_questions_is_refused(name, content, named, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    assert f"{name}, {named}" in refused(capsys, *SMALL, "--questions", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "asked"),
+    [
+        ("a.json", '[\n {\n  "question": "Why?"\n }\n]', [("Why?", None)]),
+        ("a.json", '["Why?", {"question": "How?", "answer": 1200.0}]', "two"),
+        ("a.json", '\ufeff["Why?",\n{"question": "How?", "answer": "$1,200"}]\n', "two"),
+        ("a.json", '{"question": "Why?"}\n\n{"question": "How?", "answer": "1200"}\n', "two"),
+        ("a.json", '{\n"question": "Why?",\n"answer": "B"}', [("Why?", "B")]),
+        ("a.jsonl", '["Why?", {"question": "How?", "answer": 1200}]', "two"),
+        ("a.txt", '["Why?"]', [("Why?", None)]),
+        ("a.txt", "[5 points] Why?\n[] How?", [("[5 points] Why?", None), ("[] How?", None)]),
+        ("a.txt", "5", [("5", None)]),
+    ],
+)
+def test_the_forms_of_a_file_of_questions(name, content, asked, tmp_path):
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    requests = explain.read_requests(explain.Settings(model="m", questions=str(file)))
+    wanted = [("Why?", None), ("How?", "1200")] if asked == "two" else asked
+    assert [(request.question, request.answer) for request in requests] == wanted
 
 
 def test_nothing_explained_is_an_error_after_the_trace_is_shown(micro, monkeypatch, capsys):

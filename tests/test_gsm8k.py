@@ -103,6 +103,8 @@ def test_bad_arguments(tmp_path):
         ("#### 1,234,567", "1234567"),
         ("####5", "5"),
         ("#### 1\n#### 2", "2"),
+        ("#### 2.50", "2.5"),  # of a user's own file
+        ("#### $1,200", "1200"),
     ],
 )
 def test_gold_answer(text, gold):
@@ -110,7 +112,10 @@ def test_gold_answer(text, gold):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "18", "#### ", "##### 18", "#### 18\nso", "#### 1.5", "### 1"]
+    "text",
+    ["", "18", "#### ", "##### 18", "#### 18\nso", "### 1", "#### 18 eggs", "#### eighteen"]
+    + ["#### 3 thousand", "#### 10,00,000", "#### 1 000", "#### 1/2", "#### - 5", "#### B"]
+    + ["#### 1,20", "#### 1.2.3", "#### " + "1" * 41, "#### 5 * 3 = 15", "#### 18 #### 5"],
 )
 def test_no_gold_answer(text):
     with pytest.raises(ValueError, match="#### N"):
