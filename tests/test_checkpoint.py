@@ -267,6 +267,95 @@ def test_wrong_tensors_are_named(saved, edit, message):
         load_llama(saved)
 
 
+@pytest.fixture
+def shards(tmp_path):
+    """A checkpoint of several shards, and its index as shards hold it."""
+    save_llama(tiny.llama(), tmp_path / "shards", max_shard_bytes=20_000)
+    return tmp_path / "shards", keys_of(tmp_path / "shards")
+
+
+def put(file, **tensors):
+    """Set tensors of a file; ... takes one out."""
+    content = load_file(file) | tensors
+    save_file({key: value for key, value in content.items() if value is not ...}, file)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(32), torch.full((32,), torch.nan), torch.ones(3)])
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_tensor_comes_from_the_file_that_the_index_names(shards, place, value):
+    folder, files = shards
+    key = "model.norm.weight"
+    others = sorted({file for file in files.values() if file != files[key]})
+    put(others[place], **{key: value})
+    (folder / "model-00009-of-00009.safetensors").write_bytes(others[0].read_bytes())
+    assert tiny.same_weights(tiny.llama(), load_llama(folder))
+    put(files[key], **{key: ...})  # the other file's is not taken in its place
+    with pytest.raises(ValueError, match=f"^{files[key]}: 1 tensors are missing, such as {key}"):
+        load_llama(folder)
+
+
+def test_a_tensor_that_the_index_leaves_out_is_named(shards):
+    folder, files = shards
+    index = folder / "model.safetensors.index.json"
+    weight_map = {key: file.name for key, file in files.items() if key != "model.norm.weight"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=f"^{index}: 1 tensors .* model.norm.weight"):
+        load_llama(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "dtype"),
+    [
+        (torch.nan, torch.float32, torch.float32),
+        (torch.inf, torch.float32, torch.float32),
+        (-torch.inf, torch.bfloat16, torch.bfloat16),
+        (torch.nan, torch.float16, torch.float32),
+        (1e300, torch.float64, torch.float32),
+        (-1e5, torch.float32, torch.float16),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_values_that_are_no_weights_are_named(shards, name, value, stored, dtype):
+    folder, files = shards
+    tensor = load_file(files[name])[name].to(stored)
+    tensor.view(-1)[7] = value
+    put(files[name], **{name: tensor})
+    with pytest.raises(ValueError, match=f"^{files[name]}: {name} has NaN, infinity or .*{dtype}"):
+        load_llama(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"]
+    + ["special_tokens_map.json", "added_tokens.json", "tokenizer.json", "chat_template.jinja"],
+)
+def test_what_stands_in_the_place_of_a_file_is_named(saved, name, monkeypatch):
+    file = saved / name
+    if file.exists():
+        monkeypatch.setattr("os.access", lambda path, mode: path != file)  # root may read all
+        with pytest.raises(ValueError, match=f"^{file} may not be read by you"):
+            load_llama(saved)
+        monkeypatch.undo()
+        file.unlink()
+    file.symlink_to("../../blobs/0123")
+    with pytest.raises(ValueError, match=f"^{file} is a broken link .to ../../blobs/0123"):
+        load_llama(saved)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=f"^{file} is a folder"):
+        load_llama(saved)
+
+
+def test_a_shard_that_is_a_broken_link_is_named(shards):
+    folder, files = shards
+    files["model.norm.weight"].unlink()
+    with pytest.raises(ValueError, match=f"^{files['model.norm.weight']} is missing; fetch"):
+        load_llama(folder)
+    files["model.norm.weight"].symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"^{files['model.norm.weight']} is a broken link"):
+        load_llama(folder)
+
+
 def test_two_sets_of_weights_are_named(tmp_path):
     save_llama(tiny.llama(seed=1), tmp_path / "a", max_shard_bytes=20_000)
     save_llama(tiny.llama(seed=2), tmp_path / "b")

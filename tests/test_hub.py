@@ -187,6 +187,13 @@ def test_what_is_neither_a_directory_nor_a_hub_name(hub, name):
     assert refused(name, "--compare") == NO_NAME
 
 
+def test_nothing_is_fetched_where_none_is_to_be(hub, tmp_path):
+    assert checkpoint_directory(NAME, fetch=False) is None and hub.asked == []
+    assert checkpoint_directory(tmp_path, fetch=False) == tmp_path
+    with pytest.raises(FileNotFoundError, match="--model data/micro9: no such directory"):
+        checkpoint_directory("data/micro9", fetch=False)
+
+
 def test_what_stands_in_the_place_of_a_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
@@ -207,6 +214,45 @@ def test_a_save_cut_short_between_its_two_renames(tmp_path, monkeypatch, name):
     )
     path.mkdir()
     assert checkpoint_directory(name) == path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/micro", "data/micro2", "./data/micro", "data/micro/", "data//micro2", "data/x/../micro"],
+)
+def test_the_shipped_checkpoints_from_another_folder(hub, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)  # nobody is asked
+    shipped = ROOT / os.path.normpath(name)
+    assert checkpoint_directory(name) == weights_directory(name) == shipped
+    Path("data/x").mkdir(parents=True)
+    Path(os.path.normpath(name)).mkdir()
+    assert checkpoint_directory(name) == Path(name)  # what is here goes first
+
+
+@pytest.mark.parametrize(
+    "name", ["data/micro3", "data/micro@main", "data/micro-2", "data/micro2@v1"]
+)
+def test_no_hub_is_asked_for_a_name_like_the_shipped_ones(hub, tmp_path, monkeypatch, name):
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        said = f"no such directory, here or in {ROOT}, and no hub is asked for it"
+        assert refused(name) == said and refused(name, "--compare") == said
+
+
+def test_a_broken_link_in_the_place_of_a_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("owner").mkdir()
+    Path("owner/name").symlink_to("../gone")
+    Path("runs").symlink_to("/no/where")
+    Path("itself").symlink_to("itself")
+    then = "copy what it leads to, or fetch it again"
+    assert refused("owner/name") == f"is a broken link (to ../gone): {then}"
+    assert refused("runs/a") == f"lies behind runs, which is a broken link (to /no/where): {then}"
+    assert refused("itself") == f"is a broken link (to itself): {then}"
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read all
+    Path("mine").mkdir()
+    assert refused("mine") == "may not be read by you: change its permissions"
 
 
 def test_the_folder_of_a_run_stands_for_its_checkpoint(tmp_path):
@@ -339,9 +385,70 @@ def test_a_folder_in_another_format_is_told_how_to_convert_it(
     assert checkpoint_directory(tmp_path) == tmp_path
 
 
-def test_metas_own_files_are_not_to_be_renamed(tmp_path):
-    (tmp_path / "consolidated.00.pth").touch()
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "consolidated.safetensors"])
+def test_metas_own_files_are_not_to_be_renamed(tmp_path, name):
+    (tmp_path / name).touch()
     assert refused(str(tmp_path)).endswith("are read; fetch the model in Hugging Face's form")
+
+
+@pytest.mark.parametrize("name", ["llama.safetensors", "model.fp16.safetensors"])
+def test_weights_under_another_name(tmp_path, name):
+    (tmp_path / name).touch()
+    advice = "if it is the model, rename it so"
+    assert refused(str(tmp_path)) == f"has {name} but no model.safetensors; {advice}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["imatrix.bin", "name-imatrix.gguf", "tokenizer.bin", "training_args.bin", "optimizer.bin"]
+    + [
+        "optimizer.pt",
+        "scheduler.bin",
+        "scheduler.pt",
+        "lr_scheduler.pt",
+        "scaler.pt",
+        "sampler.bin",
+    ]
+    + ["rng_state_0.pth", "random_states_0.pt", "mmproj-f16.gguf", "ggml-vocab-llama.gguf"]
+    + ["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "optimizer.safetensors", "vocab.bin"],
+)
+def test_what_a_trainer_leaves_is_not_taken_for_weights(tmp_path, name):
+    (tmp_path / name).touch()
+    assert checkpoint_directory(tmp_path) == tmp_path  # who reads it says what is missing
+    (tmp_path / "zoptimus-tokenizer.gguf").touch()
+    assert "has zoptimus-tokenizer.gguf but no model.safetensors" in refused(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["adapter_config.json", "adapter_model.safetensors"],
+        ["adapter_config.json", "adapter_model.bin", "tokenizer.json", "training_args.bin"],
+        ["adapter_config.json"],
+        ["adapter_model.safetensors", "config.json", "optimizer.pt", "rng_state.pth"],
+        ["adapter_config.json", "adapters.safetensors"],
+        ["adapter_config.json", "adapter_model.safetensors", "base.Q4_K_M.gguf"],
+    ],
+)
+def test_a_lora_adapter_is_called_that(tmp_path, files):
+    for name in files:
+        (tmp_path / name).touch()
+    said = "this is a LoRA adapter: merge it into its base model first (peft's merge_and_unload), "
+    said += "then give that folder"
+    assert refused(str(tmp_path)) == said
+    (tmp_path / "model.safetensors").touch()
+    if len(files) == 1:  # its settings alone, beside weights that have it in them
+        assert checkpoint_directory(tmp_path) == tmp_path
+    else:
+        found = next(name for name in files if name.startswith(("adapter_m", "adapters")))
+        assert refused(str(tmp_path)).startswith(said)
+        assert refused(str(tmp_path)).endswith(f"have it in them, move {found} away")
+
+
+def test_an_adapter_on_the_hub_is_called_that(hub):
+    hub.files[MAIN] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"content"}
+    assert refused().startswith("this is a LoRA adapter: merge it")
+    assert hub.asked == ["adapter_config.json"]
 
 
 # --------------------------------------------------------------------------------------- refusals

@@ -3,7 +3,7 @@ import json
 import pytest
 import tokenizers
 
-from data.tokenizer import BASE_PROMPT, Tokenizer
+from data.tokenizer import BASE_PROMPT, Tokenizer, say_plain_text
 from lab.run.checkpoint import save_llama
 from tests import tiny
 from tests.llama_tokenizer import CHAT_TEMPLATE, build_tokenizer
@@ -182,6 +182,74 @@ def test_a_template_may_read_the_date_and_leave_its_lines_to_trim_blocks(directo
     assert tokenizer.decode(tokenizer.encode_prompt("Hi")) == "26 Jul 2024:\nHi\n"
 
 
+# What each gives for "<Hi> & é", with the names of special tokens beside it; transformers gives the
+# same (5.24, checked by hand).
+RENDERED = {
+    "{% for m in messages %}A{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}B": (
+        "A<Hi> & éB"
+    ),
+    "{{ messages[0].content }}\n {%- generation -%} \n x \n {%- endgeneration %}\n\ny": (
+        "<Hi> & éx\ny"
+    ),
+    "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ messages[0].content }}{% endgeneration %}"
+    "{{ x }}": "<Hi> & é1",
+    "{% for m in messages * 2 %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}"
+    "{% endfor %}": "<Hi> & é",
+    "{% for m in messages * 2 %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}"
+    "{% endfor %}": "<Hi> & é",
+    "{% if tools is not none or documents is not none %}T{% endif %}{{ messages[0].content }}": (
+        "<Hi> & é"
+    ),
+    "{{ tools }}{{ documents }}{{ messages[0].content }}": "NoneNone<Hi> & é",
+    "{{ {'b': '<é> &', 'a': none} | tojson }}{{ messages[0].content }}": (
+        '{"b": "<é> &", "a": null}<Hi> & é'
+    ),
+    "{{ [1] | tojson(indent=1) }}{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}"
+    "{{ messages[0].content }}": '[\n 1\n]{"a": 2, "b": 1}<Hi> & é',
+    "{{ pad_token }}{{ unk_token }}{{ messages[0].content }}": "PAD<Hi> & é",
+    "  {% if true %}\n  {{ messages[0].content }}\n  {% endif %}\n\n x\n": "  <Hi> & é\n\n x",
+}
+
+
+@pytest.mark.parametrize("template", RENDERED)
+def test_a_template_renders_as_in_transformers(directory, template):
+    edit(directory / "tokenizer_config.json", chat_template=template, pad_token="PAD", x_token=True)
+    tokenizer = Tokenizer.from_directory(directory)
+    assert tokenizer.decode(tokenizer.encode_prompt("<Hi> & é")) == RENDERED[template]
+
+
+BLOCKS = {
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        **{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 8},
+        **{"pad_id": 1, "pad_type_id": 0, "pad_token": "<|eot_id|>"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"truncation": {}},
+        {"padding": {}},
+        {"truncation": {}, "padding": {}},
+        {"truncation": {"direction": "Left", "strategy": "OnlyFirst"}},
+        {"truncation": {"max_length": 9, "stride": 2}},
+        {"padding": {"direction": "Left", "strategy": {"Fixed": 64}, "pad_to_multiple_of": None}},
+    ],
+    ids=str,
+)
+def test_a_trainers_truncation_and_padding_do_not_act(directory, changes):
+    blocks = {name: BLOCKS[name] | change for name, change in changes.items()}
+    tokenizer = Tokenizer.from_directory(directory)
+    prompt, ids = tokenizer.encode_prompt("How many eggs are left?"), tokenizer.encode(TEXTS[0])
+    edit(directory / "tokenizer.json", **blocks)
+    assert len(backend_of(tokenizer).encode(TEXTS[0]).ids) != len(ids) + 1  # they do act, there
+    again = Tokenizer.from_directory(directory)
+    assert again.encode_prompt("How many eggs are left?") == prompt
+    assert again.encode(TEXTS[0]) == ids and len(ids) > 20
+
+
 def test_base_model_gets_plain_text(tmp_path):
     base = Tokenizer.from_directory(build_tokenizer(tmp_path, TEXTS, chat=False))
     assert base.chat_template is None
@@ -229,6 +297,83 @@ def test_a_model_saved_with_it_has_an_equal_tokenizer(directory, tmp_path):
     second = Tokenizer.from_directory(tmp_path / "new" / "place")
     assert second.encode_prompt("Hi 16") == first.encode_prompt("Hi 16")
     assert (second.eos_ids, second.pad_id) == (first.eos_ids, first.pad_id)
+
+
+def test_names_of_tokens_in_an_older_checkpoint(directory):
+    """transformers reads special_tokens_map.json where tokenizer_config.json has no decoder."""
+    bos, end = {"content": "<|end_of_text|>"}, "{{ bos_token }}{{ messages[0].content }}"
+    (directory / "special_tokens_map.json").write_text(json.dumps({"bos_token": bos}))
+    edit(directory / "tokenizer_config.json", chat_template=end)
+    tokenizer = Tokenizer.from_directory(directory)
+    assert tokenizer.token_name(tokenizer.encode_prompt("Hi")[0]) == "<|end_of_text|>"
+    edit(directory / "tokenizer_config.json", added_tokens_decoder={})
+    assert Tokenizer.from_directory(directory).token_name(tokenizer.bos_id) == "<|end_of_text|>"
+    assert Tokenizer.from_directory(directory).bos_id != tokenizer.bos_id
+
+
+@pytest.mark.parametrize(
+    "template",
+    [[], [{"name": "tool_use", "template": "x"}], {"rag": "x"}, [{"template": "x"}], ["x"], 7]
+    + [[{"name": "default"}, "x", {"name": "default", "template": 1}]],
+    ids=str,
+)
+def test_several_templates_without_a_default_are_named(directory, template):
+    edit(directory / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(ValueError, match="tokenizer_config.json: chat_template must be .*default"):
+        Tokenizer.from_directory(directory)
+
+
+FILES_READ = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+FILES_READ += ["chat_template.jinja", "generation_config.json"]
+
+
+@pytest.mark.parametrize("name", FILES_READ)
+def test_what_stands_in_the_place_of_a_file_is_named(directory, name, monkeypatch):
+    file = directory / name
+    file.unlink(missing_ok=True)
+    for target in ("../../blobs/0123", directory / "nowhere", name):  # the last leads to itself
+        file.symlink_to(target)
+        with pytest.raises(ValueError, match=f"^{file} is a broken link .to .*{target}"):
+            Tokenizer.from_directory(directory)
+        file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=f"^{file} is a folder"):
+        Tokenizer.from_directory(directory)
+    file.rmdir()
+    file.write_text("{}")
+    monkeypatch.setattr("os.access", lambda path, mode: path != file)  # root may read all
+    with pytest.raises(ValueError, match=f"^{file} may not be read by you"):
+        Tokenizer.from_directory(directory)
+
+
+@pytest.mark.parametrize(
+    ("token", "chat", "told"),
+    [
+        ("<|im_start|>", False, True),
+        ("<start_of_turn>", False, True),
+        ("[INST]", False, True),
+        ("<|user|>", False, True),
+        ("<\uff5cUser\uff5c>", False, True),
+        ("<|start_header_id|>", False, True),
+        ("<|start_header_id|>", True, False),
+        ("<|fim_middle|>", False, False),
+    ],
+)
+def test_chat_tokens_without_a_template_are_told_once(
+    tmp_path, capsys, monkeypatch, token, chat, told
+):
+    folder = build_tokenizer(tmp_path, TEXTS, chat=chat)
+    text = (folder / "tokenizer.json").read_text().replace("<|start_header_id|>", token)
+    (folder / "tokenizer.json").write_text(text)
+    for _ in range(2):
+        Tokenizer.from_directory(folder)
+    said = capsys.readouterr().err
+    assert said.count(f"note: {folder} has no chat template") == told == said.count(token)
+    assert said.count("chat_template.jinja") == told
+    monkeypatch.setenv("RANK", "1")
+    say_plain_text.cache_clear()
+    Tokenizer.from_directory(folder)
+    assert capsys.readouterr().err == ""
 
 
 def test_errors_name_the_file(directory):
