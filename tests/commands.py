@@ -19,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # what a run takes as a request
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 
 
@@ -41,7 +42,7 @@ def run(*command, ok=True):
 def go(main, *arguments) -> tuple[int, str]:
     """A command's main() in this process, with one thread: its exit status and all it says."""
     said, threads = io.StringIO(), torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", ["command", *map(str, arguments)])

@@ -55,6 +55,20 @@ def test_samples_do_not_depend_on_batch_or_company(micro):
     assert texts(problems, seed=1) != everything
 
 
+def test_greedy_samples_of_a_problem_are_sampled_once(micro, monkeypatch):
+    problems, asked = load_problems("micro", "heldout", limit=3), []
+    sample, counted = evaluation.sample, []
+    monkeypatch.setattr(evaluation, "sample", lambda *a: asked.append(len(a[2])) or sample(*a))
+    options = {"temperature": 0.0, "max_new_tokens": 24, "progress": counted.append}
+    records = sample_problems(*micro, problems, Prompting("micro"), samples=4, **options)
+    assert asked == [3] and sum(counted) == 12
+    assert [(r["id"], r["sample"]) for r in records] == [
+        (problem.id, n) for problem in problems for n in range(4)
+    ]
+    assert [r["text"] for r in records[::4]] == [r["text"] for r in records[3::4]]
+    assert len({r["text"] for r in records}) == 3
+
+
 def test_a_record_has_the_letter_and_the_subject(micro, monkeypatch):
     model, tokenizer = micro
     said = tokenizer.encode("It has 3 sides.\n##### (B) 3") + [tokenizer.eos_ids[0]]
@@ -150,12 +164,59 @@ def test_a_folder_keeps_what_was_finished(tmp_path):
     assert again.rows("stage", "other") == {} == again.rows("other", "arm")
     again.add("stage", "arm", [{"id": "b", "sample": 0}])
     assert len(again.rows("stage", "arm")) == 3
-    assert len(EvalFolder(tmp_path, settings).rows("stage", "arm")) == 3
-    with pytest.raises(ValueError, match="--seed 0, this one has 1"):
+    del again  # a folder has one owner at a time
+    with pytest.raises(ValueError, match=r"--seed \(saved 0, now 1\); give the same"):
         EvalFolder(tmp_path, settings | {"--seed": 1})
-    assert again.write({"a": (math.nan, 1)}) == {"a": [None, 1]}
+    again = EvalFolder(tmp_path, settings)
+    assert len(again.rows("stage", "arm")) == 3 and again.results is None
+    assert again.write({"a": (math.nan, 1)})["a"] == [None, 1]
     again.finish()
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert visible_names(tmp_path) == {"results.json"}
+
+
+def visible_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({}, None),
+        ({"--seed": 1}, r"is of other settings: --seed \(saved 0, now 1\)"),
+        ({"--bootstrap": 200}, r"--bootstrap \(saved 100, now 200\)"),
+        ({"--limit": 3, "--seed": 2}, r"--seed \(saved 0, now 2\), --limit \(saved None, now 3\)"),
+        ({"weights in a of": "today"}, r"weights in a of \(saved None, now today\)"),
+        ("{}", "does not say what settings it is of; move that file"),
+        ('{"depends_on": [1]}', "does not say what settings it is of"),
+        ('{"models"', "results.json is missing or damaged"),
+        ("[]", "results.json: expected a JSON object"),
+    ],
+)
+def test_a_finished_evaluation_is_never_replaced(change, named, tmp_path):
+    settings, file = {"--seed": 0, "--bootstrap": 100}, tmp_path / "results.json"
+    written = EvalFolder(tmp_path, settings)
+    written.write({"models": {}})
+    written.finish()
+    del written
+    if isinstance(change, str):
+        file.write_text(change)
+        change = {}
+    before = file.read_bytes()
+    if named is None:
+        assert EvalFolder(tmp_path, settings).results["models"] == {}
+    else:
+        with pytest.raises(ValueError, match=named):
+            EvalFolder(tmp_path, settings | change)
+    assert file.read_bytes() == before and visible_names(tmp_path) == {"results.json"}
+
+
+def test_what_was_stopped_between_its_results_and_its_report_goes_on(tmp_path):
+    cut = EvalFolder(tmp_path, {"--seed": 0})
+    cut.add("stage", "arm", [{"id": "a", "sample": 0}])
+    cut.write({"models": {}})
+    del cut
+    again = EvalFolder(tmp_path, {"--seed": 0})
+    assert again.results is None and again.rows("stage", "arm").keys() == {("a", 0)}
 
 
 def test_a_start_that_was_killed_at_its_first_line_begins_anew(tmp_path):
@@ -191,8 +252,9 @@ def test_a_folder_of_results_is_never_taken_twice(tmp_path, monkeypatch):
 def test_results_hold_no_number_that_json_cannot(tmp_path):
     values = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "x"}}
     written = EvalFolder(tmp_path, {}).write(values)
+    assert written.pop("depends_on") == {}
     assert written == {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": "x"}}
-    assert written == json.loads((tmp_path / "results.json").read_text())
+    assert written | {"depends_on": {}} == json.loads((tmp_path / "results.json").read_text())
 
 
 def touch(checkpoint, monkeypatch):
@@ -212,15 +274,15 @@ def patch(module, name, value):
     [
         (None, None),
         (touch, "weights in arm of .* 1970-01-01"),
-        (configure, "generation_config.json in arm sha256"),
-        ("problems", "problems sha256"),
-        ("settings", "--seed 0, this one has 1"),
-        ("shots", "--shots 0, this one has 1"),
-        (patch(Prompting, "examples", [1]), "worked examples sha256"),
-        (patch(folder, "FRACTIONS", (0.5,)), "FRACTIONS .*, this one has "),
-        (patch(folder, "TOP_SHARES", (0.5,)), "TOP_SHARES .*, this one has "),
-        (patch(folder.faithfulness, "__file__", __file__), "faithfulness.py .*, this one has "),
-        (patch(folder.importlib.metadata, "version", lambda _: "0.1"), "torch .* has 0.1"),
+        (configure, "generation_config.json in arm .saved sha256"),
+        ("problems", "problems .saved sha256"),
+        ("settings", "--seed .saved 0, now 1"),
+        ("shots", "--shots .saved 0, now 1"),
+        (patch(Prompting, "examples", [1]), "worked examples .saved sha256"),
+        (patch(folder, "FRACTIONS", (0.5,)), "FRACTIONS .*, now "),
+        (patch(folder, "TOP_SHARES", (0.5,)), "TOP_SHARES .*, now "),
+        (patch(folder.faithfulness, "__file__", __file__), "faithfulness.py .*, now "),
+        (patch(folder.importlib.metadata, "version", lambda _: "0.1"), "torch .* now 0.1"),
     ],
 )  # fmt: skip
 def test_rows_of_anything_else_are_refused_by_name(change, named, tmp_path, monkeypatch):
@@ -280,7 +342,7 @@ def two_arms(shaken, tmp_path_factory):
     printed = done(*command(shaken, out))
     numbers = (1, 3, 4, 5)  # no run has trained these: no Figure 2
     figures = {"differences.png", *(f"figure{n}.png" for n in numbers)}
-    assert {file.name for file in out.iterdir()} == {"results.json", "report.html", *figures}
+    assert visible_names(out) == {"results.json", "report.html", *figures}
     return json.loads((out / "results.json").read_text()), printed
 
 
@@ -298,8 +360,8 @@ def test_interrupted_and_resumed_the_results_are_the_same(shaken, two_arms, tmp_
     assert "interrupted; the same command goes on from here" in refused(*command(shaken, cut))
     assert not (cut / "results.json").exists()
     other = refused(*command(shaken, cut, "--precision", "bfloat16"))
-    assert "--precision float32, this one has bfloat16" in other
-    assert "--limit 3, this one has 4" in refused(*command(shaken, cut, "--limit", "4"))
+    assert "--precision (saved float32, now bfloat16)" in other
+    assert "--limit (saved 3, now 4)" in refused(*command(shaken, cut, "--limit", "4"))
     before = len(calls)
     monkeypatch.setattr(evaluation, "sample_problems", lambda *a, **b: pytest.fail("sampled again"))
     monkeypatch.setattr(evaluation.report, "write_report", lambda *_: None)  # slow, and seen above
@@ -503,10 +565,19 @@ def test_without_faithfulness_there_is_only_table_1(tmp_path, monkeypatch):
     arguments = "--model data/micro --limit 2 --samples 2 --faithfulness off --device cpu"
     more = ["--out", tmp_path, "--spacy-model", tmp_path / "tagger"]
     printed = done(evaluation.main, *arguments.split(), *more)
-    assert "spaCy, a trained tagger (en_pipeline 0.0.0)" in printed
+    assert "spaCy, a trained tagger of English (en_pipeline 0.0.0)" in printed
     assert "accuracy (pass@1)" in printed and "reliance" not in printed
     (entry,) = json.loads((tmp_path / "results.json").read_text())["models"].values()
     assert entry["reliance"] == entry["map"] == [] and "necessity" not in entry["measures"]
+    # The same command again says that it is finished; other settings do not replace it.
+    before = (tmp_path / "results.json").read_bytes()
+    monkeypatch.setattr(evaluation, "sample_all", lambda *_: pytest.fail("sampled again"))
+    again = done(evaluation.main, *arguments.split(), *more)
+    assert "finished: nothing was run" in again
+    assert printed[printed.index("2 problems") : printed.index("wrote")].strip() in again
+    said = refused(evaluation.main, *arguments.split(), *more, "--seed", "9", "--limit", "1")
+    assert "of other settings: --limit (saved 2, now 1), --seed (saved 0, now 9)" in said
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_reliance_alone_makes_no_map_and_shows_a_dash_where_it_is_absent(
@@ -526,7 +597,7 @@ def test_reliance_alone_makes_no_map_and_shows_a_dash_where_it_is_absent(
     assert re.search(r"\ncorruption \(answer changes\) +- +1\.000 ", printed)
     assert "no map" not in printed and "map:" not in printed and "is the map" not in printed
     figures = {"differences.png", *(f"figure{n}.png" for n in (3, 4, 5))}
-    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "report.html", *figures}
+    assert visible_names(tmp_path) == {"results.json", "report.html", *figures}
     results = json.loads((tmp_path / "results.json").read_text())
     for entry in results["models"].values():
         assert entry["map"] == [] and entry["mask"] is None and len(entry["reliance"]) == 6
@@ -570,7 +641,7 @@ def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monk
     evaluation.main()
     (results,) = Path("runs").iterdir()
     names = {"results.json", "report.html", "figure2.png", "figure3.png"}
-    assert {path.name for path in results.iterdir()} == names
+    assert visible_names(results) == names
     printed = capsys.readouterr().out
     assert f"report and results: {results}" in printed and f"wrote {results}/report.html" in printed
     (entry,) = json.loads((results / "results.json").read_text())["models"].values()
@@ -581,8 +652,10 @@ def test_a_run_is_a_name_too_and_results_have_a_folder_by_default(tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "sample", interrupt)
-    with pytest.raises(SystemExit, match="with --out runs/eval-.* goes on from here"):
+    with pytest.raises(SystemExit) as ended:
         evaluation.main()
+    assert ended.value.code == 130  # as a shell has it for Ctrl-C
+    assert re.search(r"with --out runs/eval-.* goes on from here", capsys.readouterr().err)
 
 
 def test_an_arms_model_is_gone_before_the_next_ones_is_loaded(tmp_path):

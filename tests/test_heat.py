@@ -1,17 +1,15 @@
 """Heat maps: sums by hand, the fixed scale, and untrusted text in a terminal and in JSON."""
 
-import io
 import json
 import math
 import re
-import sys
 import unicodedata
 
 import pytest
 
 from lab.show import heat, terminal
 from lab.show.heat import HeatMap, Piece, equation_spans, level, sentence_spans
-from lab.show.text import columns_of, say, visible
+from lab.show.text import columns_of, visible
 
 OUR_CODES = re.compile(r"\x1b\[(?:0|1|2|38;5;\d+;48;5;\d+(?:;4)?)m")
 
@@ -204,17 +202,6 @@ def test_a_terminal_gets_no_control_character_of_the_text(text, width):
     for line in plain.split("\n"):
         assert sum(columns_of(c) for c in line) <= width
     plain.encode()  # no lone surrogate either
-
-
-@pytest.mark.parametrize(
-    ("encoding", "printed"),
-    [("ascii", b"\\xe9 \\u2192\n"), ("latin-1", b"\xe9 \\u2192\n"), ("utf-8", "é →\n".encode())],
-)
-def test_what_an_output_cannot_write_shows_as_its_number(encoding, printed, monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    monkeypatch.setattr(sys, "stdout", out)
-    say("é →")
-    assert out.buffer.getvalue() == printed
 
 
 def test_visible_text_can_be_read_back():

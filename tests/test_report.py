@@ -531,6 +531,76 @@ def test_one_measure_of_reliance_is_shown_without_the_others_and_a_map(key):
     expect(rows[RELIANCE[key]], entry["measures"][key])
 
 
+def a_run(folder, text="So 2 + 2 = 4.\n#####\n4"):
+    """A run of two updates, whose third is being written: one question of three, and of two."""
+    settings = {"steps": 9, "saliency_weight": 0.5, "length_penalty": 0.1, "note": text}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "commands.txt").write_text("python train.py --out a\n")
+    lines = [
+        {"step": 0, "eval": {"pass@1": 0.5, "tokens": 60}},
+        {"step": 1, "outcome": 0.5},
+        {"step": 2, "outcome": 0.25, "length": 7.5},
+        {"step": 2, "eval": {"pass@1": 0.75}},
+    ]
+    logs = {"metrics.jsonl": lines, "samples.jsonl": []}  # fmt: skip
+    for step, id, outcome, saliency, length in (
+        (1, "older", 1, 1, 0), (1, "older", 0, 0, 0),
+        (2, "near", 1, 0.5, 100), (2, "near", 1, 0.25, 100),
+        (2, "far", 0, 0.5, 200), (2, "far", 1, 1.0, 300), (2, "far", 0, 0.5, 100),
+    ):  # fmt: skip
+        facts = {
+            "id": id,
+            "gold": "4",
+            "text": f"{text} {outcome} {length}",
+            "advantage": outcome / 2,
+        }
+        row = {"step": step, "outcome": outcome, "saliency": saliency, "length": length} | facts
+        logs["samples.jsonl"].append(row)
+    for name, rows in logs.items():
+        (folder / name).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "'
+        )
+    return folder
+
+
+def test_the_report_of_a_run_that_still_goes(tmp_path, capsys):
+    report.main([str(a_run(tmp_path))])
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'report.html'}\n"
+    html = (tmp_path / "report.html").read_text()
+    page = Page(html)
+    assert page.elements <= ELEMENTS and {name for name, _ in page.attributes} <= ATTRIBUTES
+    assert "2 updates so far of 9." in html and "python train.py --out a" in html
+    assert (tmp_path / "curves.png").read_bytes().startswith(PNG) and "data:image/png" in html
+    # The question whose rewards differ most comes first; best and worst of each, by reward:
+    # outcome + 0.5 saliency - 0.1 of each 100 tokens.
+    assert re.findall(r"question (\w+), update (\d)", html) == [("far", "2"), ("near", "2")]
+    rewards = [float(x) for x in re.findall(r"<bdi>reward</bdi></th><td><bdi>([-+.\d]+)", html)]
+    assert rewards == pytest.approx([1 + 0.5 - 0.3, 0.25 - 0.2, 1 + 0.25 - 0.1, 1 + 0.125 - 0.1])
+    assert re.findall(r"<p dir=\"auto\">4 (\d \d+)</p>", html) == [
+        "1 300",
+        "0 200",
+        "1 100",
+        "1 100",
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_in_a_run_adds_no_element(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "curves", lambda *_: None)  # drawn above
+    page = Page(report.write_run_report(a_run(tmp_path, text)).read_text())
+    assert page.elements <= ELEMENTS and {name for name, _ in page.attributes} <= ATTRIBUTES
+    assert visible(text, JOINERS).split("\n")[0] in "".join(page.of("div", "text"))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "commands.txt", "samples.jsonl"])
+def test_what_a_run_lacks_costs_no_report(missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "curves", lambda *_: None)  # as where it fails
+    (a_run(tmp_path) / missing).unlink()
+    html = report.write_run_report(tmp_path).read_text()
+    assert "2 updates so far" in html and "No figure could be drawn." in html
+    assert ("None yet." in html) == (missing == "samples.jsonl")
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [

@@ -4,13 +4,17 @@ Nearly all runs are train.main() in this process or in forks of it, which is fas
 each. The long form of the kills, by the clock too, is tests/kills.py.
 """
 
+import errno
 import json
+import math
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -22,12 +26,14 @@ from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import train
+from lab.measure.folder import EvalFolder
 from lab.run import runs
 from lab.run.checkpoint import file_weights, load_llama
 from lab.run.policy import make_optimizer
 from lab.run.ranks import Progress, Ranks, Stop
 from lab.run.runs import RunFolder
 from lab.run.session import Run
+from lab.show import figures
 from tests import commands, kills
 from tests.commands import FORKS, ROOT, fork, read_lines
 from tests.kills import SETTINGS, differences, kill_at, kill_one, timeless
@@ -318,13 +324,21 @@ def test_an_override_trains_on(whole, tmp_path):
     ("content", "arguments", "named"),
     [
         (None, "--resume RUN", "holds no run"),
-        ("{}", "--resume RUN", "not the settings of this version"),
+        ("{}", "--resume RUN", "lacks the setting shots"),
         ('{"steps": 3', "--resume RUN", "config.json cannot be used"),
         ('{"steps": 3', "--resume auto --out RUN", "config.json cannot be used"),
-        ("[3]", "--resume RUN", "not the settings of this version"),
-        ("new key", "--resume RUN", "not the settings of this version"),
-        ("3", "--resume RUN", "not the settings of this version"),
+        ("[3]", "--resume RUN", "expected a JSON object; put it back"),
+        ("3", "--resume RUN", "expected a JSON object; put it back"),
+        ("-zero", "--resume RUN", 'it lacks the setting zero: another version wrote it; add "zero'),
+        ("-mask_lr", "--resume auto --out RUN", "it lacks the setting mask_lr"),
+        ({"speed": 1}, "--resume RUN", "this version has no setting speed"),
+        ({"": None}, "--resume auto --out RUN", "this version has no setting "),
         ({"lr": "1e-4"}, "--resume RUN", 'config.json cannot be used (lr is "1e-4")'),
+        ({"model": 3}, "--resume RUN", "(model is 3)"),
+        ({"steps": True}, "--resume RUN", "(steps is true)"),
+        ({"zero": 1}, "--resume RUN", "(zero is 1)"),
+        ({"lr": math.nan}, "--resume RUN", "--lr nan: must be a number below"),
+        ({"lr": 10**40}, "--resume RUN", f"--lr {10**40}: must be at most 2147483647"),
         ({"lr": 1}, "--resume RUN --lr 2", "lr (saved 1, now 2.0)"),
         ({"shots": 2}, "--resume RUN --shots 4", "shots (saved 2, now 4)"),
         ("whole", "--resume RUN --system Go", "system (saved None, now Go)"),
@@ -342,8 +356,8 @@ def test_an_override_trains_on(whole, tmp_path):
 def test_a_folder_that_cannot_be_resumed(content, arguments, named, whole, tmp_path):
     folder, config = tmp_path / "run", json.loads((whole / "config.json").read_text())
     folder.mkdir()
-    if content == "new key":
-        content = {"speed": 1}
+    if str(content)[0] == "-":
+        content = json.dumps({key: value for key, value in config.items() if key != content[1:]})
     if isinstance(content, dict):
         content = json.dumps(config | content)
     if content is not None:
@@ -370,6 +384,106 @@ def test_an_evaluation_in_between_does_not_stand_for_the_last_one():
     assert not run.evaluation_due(10) and run.evaluation(10)["problems"] == 300
     run.steps, run.history = 20, run.history[:3]
     assert not run.evaluation_due(10) and run.evaluation_due(20)
+
+
+# --------------------------------------------------------------------------- one process at a time
+
+
+def hold_folder(folder: Path, ready: Path) -> None:
+    runs.hold(hold_folder, folder)
+    ready.touch()
+    time.sleep(60)
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Has another process hold a folder; returns that process."""
+    processes = []
+
+    def begin(folder: Path):
+        folder.mkdir(exist_ok=True)
+        ready, deadline = tmp_path / f"ready {len(processes)}", time.time() + 20
+        processes.append(fork(hold_folder, folder, ready, output=tmp_path / "output"))
+        while not ready.exists():
+            assert processes[-1].is_alive() and time.time() < deadline
+            time.sleep(0.01)
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.parametrize("resume", ["--resume RUN", "--resume auto --out RUN"])
+def test_a_run_that_another_process_holds_is_refused_until_that_is_killed(
+    resume, held, stopped, capsys
+):
+    holder, before = held(stopped), tree(stopped)
+    code, said = go(*resume.replace("RUN", str(stopped)).split())
+    assert code == 1 and f"--out {stopped}: process {holder.pid} on {socket.gethostname()}" in said
+    assert tree(stopped) == before
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(10)
+    assert restored(stopped, capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda folder: RunFolder(parse_args([*TINY, "--out", str(folder)]), ALONE, resume=True),
+        lambda folder: RunFolder(parse_args([*TINY, "--out", str(folder)]), ALONE, resume=False),
+        lambda folder: EvalFolder(folder, {"--seed": 0}),
+    ],
+    ids=["--resume auto", "a new run", "an evaluation"],
+)
+def test_a_folder_has_one_process_and_is_free_after_a_kill(begin, held, tmp_path):
+    """None of them had written anything else yet."""
+    holder = held(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"process {holder.pid} on .* is writing there; wait"):
+        begin(tmp_path / "out")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(10)
+    first = begin(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on "):
+        begin(tmp_path / "out")
+    assert begin(tmp_path / "other").path != first.path
+    del first
+    begin(tmp_path / "out")
+
+
+def test_without_locks_it_says_so_and_goes_on(stopped, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "flock", no_locks)
+    runs.hold(no_locks, stopped)
+    said = capsys.readouterr().err
+    assert f"note: {stopped} cannot be locked (No locks available): start nothing else" in said
+
+
+def test_every_rank_ends_where_another_process_holds_the_run(held, stopped, tmp_path):
+    """Rank 0 alone takes the lock; the other ends by its own sentence, and not by waiting."""
+    holder, outputs = held(stopped), [tmp_path / "rank 0", tmp_path / "rank 1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        fork(resume_it, str(stopped), output=path, RANK=str(n), LOCAL_RANK=str(n), **common)
+        for n, path in enumerate(outputs)
+    ]
+    for rank in ranks:
+        rank.join(60)
+        rank.kill()
+    said = [path.read_text() for path in outputs]
+    assert [rank.exitcode for rank in ranks] == [1, 1], said
+    assert f"process {holder.pid} on" in said[0] and "error on rank 1: another rank" in said[1]
+    assert "Traceback" not in "".join(said)
+
+
+def resume_it(folder: str) -> None:
+    sys.argv[1:] = ["--resume", folder]
+    train.main()
 
 
 # ------------------------------------------------------------------------------------ the faults
@@ -420,12 +534,12 @@ def test_a_damaged_checkpoint_is_passed_over(damage, stopped, capsys):
 
 
 def test_the_one_before_leads_to_the_same_end(stopped, whole):
-    """Also when a checkpoint of later is damaged, which must not count among the kept."""
+    """Also when there is a checkpoint of later that is none: it must not count among the kept."""
     shutil.copytree(stopped / "checkpoints/step-00000002", stopped / "checkpoints/step-00000009")
-    for step in (2, 9):
-        flip_byte(stopped / f"checkpoints/step-0000000{step}/model.safetensors")
+    flip_byte(stopped / "checkpoints/step-00000002/model.safetensors")
     said = ends_like(stopped, whole)
-    assert said.count("model.safetensors is not as it was written; trying the one before") == 2
+    assert "step-00000009: is a copy of the checkpoint of update 2; trying the one before" in said
+    assert "model.safetensors is not as it was written; trying the one before" in said
     assert "going on after update 1" in said
 
 
@@ -442,6 +556,61 @@ def test_without_a_whole_checkpoint_nothing_is_overwritten(stopped):
     before = tree(stopped)
     code, said = go("--resume", stopped, "--lr", "1e-5", "--override", "lr")
     assert code == 1 and "none of its 2 checkpoints is whole; start a new run" in said
+    assert tree(stopped) == before
+
+
+BACKUPS = (  # what a user may call a copy; the run's own names have eight digits or more
+    "step-old", "keep-step-2", "step-00000002.bak", "step-00000002 (copy)", "step-3", "step-",
+    "step-00000003-wip", "00000003", "step-0000000३", "STEP-00000003", ".step-00000002", "step-0x3",
+)  # fmt: skip
+
+
+def test_copies_of_checkpoints_are_neither_restored_nor_deleted(stopped):
+    """Copies of an older one, so that a run that took one of them would go back."""
+    folder = stopped / "checkpoints"
+    copies = [shutil.copytree(folder / "step-00000001", folder / name) for name in BACKUPS]
+    (folder / "step-00000008").write_text("a file")
+    before = {path: tree(path) for path in copies}
+    code, said = go("--resume", stopped)
+    assert code == 0 and "going on after update 2" in said and "trying" not in said, said
+    own = {path.name for path in folder.iterdir()} - {path.name for path in copies}
+    assert own == {"step-00000002", "step-00000003", "step-00000008"}
+    assert {path: tree(path) for path in copies} == before
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/keep-step-2", "checkpoint"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(kept, stopped, capsys):
+    """Its logs would be cut to nothing."""
+    shutil.move(stopped / "checkpoints/step-00000002", stopped / kept)
+    shutil.rmtree(stopped / "checkpoints/step-00000001")
+    before = tree(stopped)
+    with pytest.raises(ValueError, match="its checkpoints are gone; give one its name again"):
+        restored(stopped, capsys)
+    assert tree(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "content", "line"),
+    [
+        ("metrics.jsonl", 0, b"x" * 10**6, 1),
+        ("metrics.jsonl", 0, b"\xff\xfe", 1),
+        ("metrics.jsonl", 1, b"3", 2),
+        ("metrics.jsonl", 2, b"null", 3),
+        ("metrics.jsonl", 1, b'{"outcome": 1}', 2),
+        ("metrics.jsonl", 1, b"", 2),
+        ("metrics.jsonl", 1, b'{"step": 1} {"step": 1}', 2),
+        ("samples.jsonl", 5, b"what", 6),
+        ("samples.jsonl", 7, b'{"step": "2"}', 8),
+    ],
+)
+def test_a_log_that_something_else_wrote_is_named(name, place, content, line, stopped, capsys):
+    """One line is replaced, and padding added so that the log is not shorter than it was."""
+    lines = (stopped / name).read_bytes().splitlines()
+    lines[place] = content
+    (stopped / name).write_bytes(b"\n".join([*lines, b" " * 10**4]))
+    before = tree(stopped)
+    with pytest.raises(ValueError, match=re.escape(f"{stopped / name}, line {line}: is not what")):
+        restored(stopped, capsys)
     assert tree(stopped) == before
 
 
@@ -515,7 +684,8 @@ def test_a_disk_that_is_full_for_a_checkpoint_or_a_small_file(stopped, whole, la
         largest_file(size)
         code, said = go("--resume", stopped)
         largest_file(resource.RLIM_INFINITY)
-        assert code == 1 and said.count(writes) == 1 and named in said and "Traceback" not in said
+        assert code == 1 and named in said and "Traceback" not in said
+        assert sum(writes in x and "drawn no figure" not in x for x in said.splitlines()) == 1
         assert tree(stopped / "checkpoints") == kept
     ends_like(stopped, whole)
 
@@ -530,16 +700,14 @@ def test_a_disk_that_is_full_for_the_state_or_the_curves(stopped, whole, monkeyp
     def full_for_the_state(content):
         return full() if "files" in content else json_text(content)
 
-    for module, name, call, place in (
-        (runs, "json_text", full_for_the_state, "checkpoints/step-00000003"),
-        (train, "curves", full, "curves.png"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, call)
-            code, said = go("--resume", stopped)
-        assert code == 1, said
-        assert f"error: {stopped / place} cannot be written ([Errno 28] No space left" in said
-    ends_like(stopped, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "json_text", full_for_the_state)
+        code, said = go("--resume", stopped)
+    named = f"error: {stopped / 'checkpoints/step-00000003'} cannot be written ([Errno 28] No space"
+    assert code == 1 and named in said
+    monkeypatch.setattr(figures, "new_figure", full)
+    said = ends_like(stopped, whole)  # no picture is worth a run
+    assert "note: curves has drawn no figure (OSError: [Errno 28] No space left" in said
 
 
 def test_something_in_the_way_of_a_checkpoint(stopped, whole):
@@ -555,7 +723,8 @@ def test_something_in_the_way_of_a_checkpoint(stopped, whole):
 
 def test_a_read_only_folder_is_named(stopped, monkeypatch):
     before = tree(stopped)
-    monkeypatch.setattr(runs.os, "access", lambda *_: False)  # for root everything is writable
+    # For root everything is writable.
+    monkeypatch.setattr(runs.os, "access", lambda _, mode: mode != os.W_OK)
     for arguments in (["--resume", stopped], ["--out", stopped.parent / "new"]):
         code, said = go(*arguments)
         assert code == 1 and f"--out {arguments[1]}: may not be written to" in said
@@ -588,8 +757,10 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         train, "summarize", lambda *arguments: summarize(*arguments) | {"pass@1": next(scores)}
     )
+    drawn = []  # curves.png is made again after each evaluation
+    monkeypatch.setattr(train, "curves", lambda history, path: drawn.append(history[-1]["step"]))
     code, said = go(*TINY, "--steps", "5", "--keep", "3", "--out", tmp_path / "run")
-    assert code == 0, said
+    assert code == 0 and drawn == [0, 1, 2, 3, 4, 5], said
     assert steps_kept(tmp_path / "run") == ["step-00000003", "step-00000004", "step-00000005"]
     # 0.9 and 1.0 are of more problems than those in between, of which the first 0.4 is the best.
     assert json.loads((tmp_path / "run/best/score.json").read_text()) == {"step": 2, "pass@1": 0.4}
@@ -618,4 +789,4 @@ def test_no_pickle_is_loaded(stopped, whole, monkeypatch):
             monkeypatch.setattr(module, name, fail)
     ends_like(stopped, whole)
     suffixes = {path.suffix for path in stopped.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".safetensors", ".png", ".txt"}
+    assert suffixes == {"", ".json", ".jsonl", ".safetensors", ".png", ".txt"}  # "": .lock

@@ -80,14 +80,69 @@ def test_a_trained_pipeline_counts_parts_of_speech(tmp_path):
     assert counts_by_text(["cats = dogs"], load_spacy(None))[0]["symbols"] == 1
     (words,) = word_spans(["cats + 3"], pipeline)
     assert words == [[0, 4, "other", "NOUN"], [5, 6, "symbol", "SYM"], [7, 8, "number", "NUM"]]
-    assert describe_spacy(pipeline) == "a trained tagger (en_pipeline 0.0.0)"
+    assert describe_spacy(pipeline) == "a trained tagger of English (en_pipeline 0.0.0)"
     pipeline.disable_pipe("attribute_ruler")  # which turns tags into parts of speech
-    assert describe_spacy(pipeline) == "lexical attributes (en_pipeline 0.0.0 has no tagger)"
+    untagged = "English's lexical attributes (en_pipeline 0.0.0 has no tagger)"
+    assert describe_spacy(pipeline) == untagged
 
 
-def test_a_missing_pipeline_is_named():
-    with pytest.raises(ValueError, match="--spacy-model no_such_thing"):
-        load_spacy("no_such_thing")
+@pytest.mark.parametrize(
+    ("language", "components", "said"),
+    [
+        ("en", [], "blank English's lexical attributes (no trained tagger)"),
+        ("de", [], "blank German's lexical attributes (no trained tagger)"),
+        ("xx", [], "blank MultiLanguage's lexical attributes (no trained tagger), "
+                   "which know no stop words"),
+        ("de", ["sentencizer"], "German's lexical attributes (de_pipeline 0.0.0 has no tagger)"),
+        ("xx", ["sentencizer"], "MultiLanguage's lexical attributes (xx_pipeline 0.0.0 has no "
+                                "tagger), which know no stop words"),
+        ("fr", ["attribute_ruler"], "French's lexical attributes (fr_pipeline 0.0.0 has no "
+                                    "tagger)"),
+    ],
+)  # fmt: skip
+def test_a_pipeline_is_called_what_it_is(language, components, said, tmp_path):
+    pipeline = spacy.blank(language)
+    for name in components:
+        pipe = pipeline.add_pipe(name)
+        if name == "attribute_ruler":  # parts of speech by rule, of one word alone
+            pipe.add([[{"LOWER": "7"}]], {"POS": "NUM"})
+    pipeline.to_disk(tmp_path / "it")
+    loaded = load_spacy(str(tmp_path / "it"))
+    assert describe_spacy(loaded) == said
+    assert said in summary_table({"x": summarize([record("a", 0, True, "", [])], loaded)}, loaded)
+    # Every text is counted alike, with a word that a rule knows or without.
+    counts = counts_by_text(["7 $ +", "8 $ +"], loaded)
+    assert counts[0] == counts[1] == {"tokens": 3, "numbers": 1, "stop_words": 0, "symbols": 2}
+
+
+def untrained(folder) -> str:
+    pipeline = spacy.blank("en")
+    pipeline.add_pipe("tagger")
+    pipeline.to_disk(folder / "untrained")
+    return str(folder / "untrained")
+
+
+def damaged(folder) -> str:
+    spacy.blank("en").to_disk(folder / "damaged")
+    (folder / "damaged/config.cfg").write_text("[nlp\nlang = ")
+    return str(folder / "damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_such_thing", "no such pipeline; get it with `python -m spacy download no_such_thing`"),
+        ("blank:zz", r"\[E048\] Can't import language zz"),
+        ("blank:th", "Thai tokenizer requires"),  # another package
+        (str, "meta.json"),  # a folder of something else
+        (untrained, "'tagger' could not be run"),
+        (damaged, ".+"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_used_is_refused_by_name(name, reason, tmp_path):
+    name = name if isinstance(name, str) else name(tmp_path)
+    with pytest.raises(ValueError, match=f"--spacy-model {name}: .*{reason}.* or leave the flag"):
+        load_spacy(name)
 
 
 def record(problem, sample, correct, text, ids, **more):

@@ -10,6 +10,7 @@ import re
 import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import tokenizers
@@ -23,11 +24,13 @@ from atman import MaskConfig
 from data import load_problems
 from data.tokenizer import Tokenizer
 from data.traces import split_trace
-from lab.run import sampling, session, suffix
+from lab.run import flags, sampling, session, suffix
 from lab.run.checkpoint import load_llama
 from lab.run.ranks import Ranks, pick_device
+from lab.show import explain
+from lab.study import make_micro, selection, warm_start
 from tests.commands import ROOT, TORCHRUN, done, read_lines, refused, run
-from train import draw_questions, paid_saliency, parse_args
+from train import Config, draw_questions, paid_saliency, parse_args
 
 SMALL = (
     "--steps 2 --questions 2 --rollouts 4 --micro-batch 2 --mask-steps 2 --eval-problems 4 "
@@ -443,6 +446,54 @@ def test_bad_input_gets_a_sentence_and_leaves_nothing(
     arguments = [*SMALL, *arguments.split(), "--out", tmp_path / "run"]
     assert named in refused(train.main, *arguments)
     assert not (tmp_path / "run").exists()
+
+
+COMMANDS = {
+    "train": Config, "eval": evaluation.Settings, "explain": explain.Settings,
+    "warm start": warm_start.Settings, "make_micro": make_micro.Settings,
+    "selection": selection.Settings,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "1e40", "1e-40", f"{10**12}", f"{-(10**40)}"]
+)
+@pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
+def test_every_number_is_bounded_by_name(kind, value, capsys):
+    """10**12 is a number, if a large one, for a float."""
+    required = {name: "x" for name in ("model", "out", "question") if hasattr(kind, name)}
+    for entry in dataclasses.fields(kind):
+        types = {*(get_args(entry.type) or [entry.type])} & {int, float}
+        if not types or (types == {float} and value == f"{10**12}"):
+            continue
+        name = "--" + entry.name.replace("_", "-")
+        given = [f"--{flag}={text}" for flag, text in required.items()]
+        parser = flags.parser_of(kind, "")
+        with pytest.raises(SystemExit):
+            values = vars(parser.parse_args([*given, f"{name}={value}"]))
+            flags.settings(parser, kind, {k: v for k, v in values.items() if v is not None})
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"{name} " in said or f"argument {name}: invalid int value" in said, said
+
+
+@pytest.mark.parametrize(
+    ("flag", "bound"),
+    [
+        ("--rollouts 100000", "at most 10000"),
+        ("--eval-samples 2000000", "at most 10000"),
+        ("--mask-steps 1000000", "at most 100000"),
+        ("--seed 2147483648", "at most 2147483647"),
+        ("--steps -1", "at least 0"),
+        ("--mask-lr 0.0", "above 0"),
+        ("--temperature 1e-31", "0 or a number of at least 1e-30"),
+        ("--dry-run --world-size 0", "at least 1"),
+        ("--dry-run --world-size 3000000000", "at most 2147483647"),
+    ],
+)
+def test_a_bound_is_said(flag, bound):
+    assert f"{flag.split()[-2]} {flag.split()[-1]}: must be {bound}" in refused(
+        train.main, *flag.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_what_was_interrupted_ends_as_if_nothing_had_happened(whole, tmp_path, m
     assert code == 143 and "stopped after step 13 of 30" in said, said
     assert not (tmp_path / "warm").exists()  # half a checkpoint would be taken for one
     said = refused(warm_start.main, *command, "--lr", "1e-3")
-    assert "--lr (saved 0.003, now 0.001)" in said and "--delimiter" not in said
+    assert "settings: lr (saved 0.003, now 0.001); give" in said
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         stop_at(patch, 10, lambda: 1 / 0)  # a kill in step 23, after the checkpoint of step 20
         go(warm_start.main, *command)

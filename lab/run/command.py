@@ -1,10 +1,10 @@
-"""train.py's command line: a preset, the flags on top of it, and what goes on or is only planned.
+"""How commands begin and end: train.py's line with its presets; sentences, not tracebacks.
 
     config, options = parse(Config, PRESETS, "Train a Llama")
     with sentences():
         train(config, options.resume)
 
-`sentences` ends the process with one sentence, and no traceback, where what a user gave is wrong.
+Every command runs in `sentences`.
 """
 
 import json
@@ -12,11 +12,15 @@ import os
 import re
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
+from data.files import read_json
 from lab.run import flags
+from lab.run.memory import is_out_of_memory
+from lab.run.ranks import named_rank, variable
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Options:
     dry_run: bool
     world_size: int | None  # the number of GPUs to plan for
     resume: bool  # go on with the run in config.out, where there is one
+    said: frozenset[str]  # settings that the command line, the preset or the saved run names
 
 
 def parse(kind, presets: dict[str, dict], description: str, arguments=None):
@@ -39,13 +44,13 @@ def parse(kind, presets: dict[str, dict], description: str, arguments=None):
     resume, override = given.pop("resume", None), given.pop("override")
     if world_size is not None and not dry_run:
         parser.error("--world-size plans, with --dry-run; torchrun's --nproc-per-node runs")
-    if world_size is not None and world_size < 1:
-        parser.error(f"--world-size {world_size}: must be at least 1")
+    if world_size is not None:
+        flags.check_number(parser, "--world-size", world_size, {"least": 1})
     if "steps" in given and "epochs" in given:
         parser.error("--steps and --epochs both say how long to train: give one")
     if "steps" in given or "epochs" in given:
         given |= {key: None for key in ("steps", "epochs") if key not in given}
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not dry_run:
+    if variable("TORCHELASTIC_MAX_RESTARTS", 0) and not dry_run:
         if "out" not in given and resume in (None, "auto"):
             parser.error("torchrun --max-restarts needs --out: a restarted run looks there")
         # From the first start on, because torchrun does not count restarts alike on all nodes.
@@ -58,7 +63,7 @@ def parse(kind, presets: dict[str, dict], description: str, arguments=None):
     elif override:
         parser.error("--override is for a run that --resume goes on with")
     config = flags.settings(parser, kind, values)
-    return config, Options(dry_run, world_size, resume is not None)
+    return config, Options(dry_run, world_size, resume is not None, frozenset(values))
 
 
 def parser_of(kind, presets, description: str):
@@ -92,37 +97,102 @@ def resumed(parser, kind, resume: str, given: dict, override: list[str], fresh: 
     if unknown := [key for key in override if key not in known]:
         parser.error(f"--override {unknown[0]}: no such setting")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(saved, dict) or set(saved) != known:
-            raise ValueError("not the settings of this version of train.py")
-        for entry in fields(kind):
-            if not isinstance(saved[entry.name], entry.type | int):  # 1 may stand for 1.0
-                raise ValueError(f"{entry.name} is {json.dumps(saved[entry.name])}")
-    except (OSError, ValueError) as error:
+        saved = read_json(path, "put it back as it was")
+        check_saved(kind, saved)
+    except ValueError as error:
         parser.error(f"--resume {resume}: {path} cannot be used ({error})")
     given = given | {"out": str(folder)}
-    differing = [k for k in given if given[k] != saved[k] and k not in ("out", *override)]
-    if differing:
-        changes = ", ".join(f"{key} (saved {saved[key]}, now {given[key]})" for key in differing)
+    if differing := changes(saved, given, ("out", *override)):
         advice = f"leave them out, or say --override {' '.join([*override, *differing])}"
-        reason = f"the run was started with other settings: {changes}; {advice}"
-        parser.error(f"--resume {resume}: {reason}")
+        reason = f"the run was started with other settings: {', '.join(differing.values())}"
+        parser.error(f"--resume {resume}: {reason}; {advice}")
     return saved | given
 
 
+def check_saved(kind, saved: dict) -> None:
+    """ValueError, naming the setting, where saved ones are not of this version's `kind`."""
+    names = [entry.name for entry in fields(kind)]
+    for name in [key for key in names if key not in saved]:
+        default = json.dumps(getattr(kind, name, None))
+        advice = f'another version wrote it; add "{name}": {default}, this version\'s default'
+        raise ValueError(f"it lacks the setting {name}: {advice}, or the value that it ran with")
+    for name in [key for key in saved if key not in names]:
+        advice = "resume it with the version that wrote it, or take the setting out"
+        raise ValueError(f"this version has no setting {name}: {advice}")
+    for entry in fields(kind):
+        kinds = set(get_args(entry.type) or [entry.type])
+        if type(saved[entry.name]) not in kinds | ({int} if float in kinds else set()):
+            raise ValueError(f"{entry.name} is {json.dumps(saved[entry.name])}")
+
+
+def changes(saved: dict, now: dict, free=()) -> dict[str, str]:
+    """By name, what differs from the saved settings, as a message says it; free: may differ."""
+    return {
+        key: f"{key} (saved {saved.get(key)}, now {value})"
+        for key, value in now.items()
+        if key not in free and saved.get(key) != value
+    }
+
+
+class Lasting:
+    """A stream that drops what it cannot write: its reader is gone (`| head`), its disk is full."""
+
+    def __init__(self, stream):
+        self.stream = open(os.devnull, "w") if stream is None else stream  # None: it was closed
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def settle(self) -> None:
+        """Have the interpreter's own flush at the end of the process succeed too."""
+        try:
+            self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except ValueError:  # it is closed
+            pass
+
+
 @contextmanager
-def sentences():
-    """End the process with one sentence for what a user gave, and for a rank that is gone."""
-    rank = os.environ.get("RANK", "0")
+def sentences(clean=str, interrupted="interrupted"):
+    """End the process with one sentence for what a user gave, and for a rank that is gone.
+
+    Work does not end because nobody reads its output any more, nor for a character that the
+    output's encoding lacks, which shows as its number (\\u2192).
+
+    clean: makes a sentence safe to show that others wrote a part of.
+    interrupted: what Ctrl-C says.
+    """
+    out, err, rank = Lasting(sys.stdout), Lasting(sys.stderr), named_rank()
     try:
-        yield
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
-    except KeyboardInterrupt:  # before the loop, which takes it as a request to stop
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    except (ValueError, OSError) as error:  # a chat template may raise what it likes
+        where = "error" if rank == "0" else f"error on rank {rank}"
+        sys.exit(clean(f"{where}: {error}"))
+    except KeyboardInterrupt:  # in training before the loop, which takes it as a request to stop
+        print(clean(interrupted), file=err)
         sys.exit(128 + signal.SIGINT)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if is_out_of_memory(error):
+            sys.exit(f"error: not enough memory for this model and these settings ({reason})")
         # This rank waited for one that is gone, whose own message says why it went.
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
         if alone or not re.search("peer|gloo|nccl|process group", str(error), re.IGNORECASE):
             raise
-        sys.exit(f"error on rank {rank}: another rank is gone ({str(error).splitlines()[0]})")
+        sys.exit(f"error on rank {rank}: another rank is gone ({reason})")
+    finally:
+        out.settle()
+        err.settle()

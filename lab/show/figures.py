@@ -4,17 +4,21 @@
     curves(history, Path("runs/a/curves.png"))
 
 Each figure is drawn with matplotlib's defaults, because a user's own settings would change it, and
-without a screen. Names, questions and traces are untrusted: they pass `drawable`, and matplotlib
-reads none of its own markup ($ and _) in them.
+without a screen. One that cannot be drawn is said and is None: a picture never ends the work that
+it shows. Names, questions and traces are untrusted: they pass `drawable`, and matplotlib reads none
+of its own markup ($ and _) in them.
 """
 
 import functools
 import io
 import itertools
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from data.files import write_file
 from lab.measure.table1 import WORD_KINDS
 from lab.show.heat import LIGHT
 from lab.show.tables import CHANGES
@@ -34,17 +38,25 @@ CELL_WIDTH, CELL_HEIGHT, MARGIN = 5.42, 15, 10  # points: of this font's charact
 
 
 def own_style(draw):
-    """Have a function draw with matplotlib's defaults, not a user's own, and read no markup."""
+    """Have a function draw with matplotlib's defaults, not a user's own, and read no markup.
+
+    It returns None, after a sentence, where that fails.
+    """
 
     @functools.wraps(draw)
     def wrapped(*arguments):
-        import matplotlib  # here, because it is slow to import and most commands draw nothing
+        os.environ["MPLBACKEND"] = "agg"  # read at import, which a notebook's may end
+        try:
+            import matplotlib  # here, because it is slow to import and most commands draw nothing
 
-        style = {"text.parse_math": False, "font.family": ["DejaVu Sans"], "text.usetex": False}
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(style)
-            return draw(*arguments)
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                style = {"text.parse_math": False, "font.family": ["DejaVu Sans"]}
+                matplotlib.rcParams.update(style)
+                return draw(*arguments)
+        except Exception as error:  # of matplotlib, its fonts, the user's settings, the disk
+            reason = f"{type(error).__name__}: {visible(str(error))}"
+            print(f"note: {draw.__name__} has drawn no figure ({reason})", file=sys.stderr)
 
     return wrapped
 
@@ -264,7 +276,7 @@ def curves(history: list[dict], path: Path) -> None:
             axis.legend(frameon=False)
     axes[0].set_ylim(0, 1.02)
     axes[1].set_ylim(bottom=0)
-    path.write_bytes(as_png(figure, 110))
+    write_file(path, as_png(figure, 110))
 
 
 @own_style

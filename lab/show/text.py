@@ -1,6 +1,5 @@
 """Text that others wrote, made safe to show in a terminal, a page or a figure, and folded."""
 
-import sys
 import unicodedata
 from typing import NamedTuple
 
@@ -27,12 +26,6 @@ def visible(text: str, keep: str = "") -> str:
         return f"‹U+{ord(character):04X}›" if hidden else character
 
     return "".join(map(shown, text))
-
-
-def say(text: str, end: str = "\n") -> None:
-    """Print; a character that the output's encoding lacks shows as its number (\\u2192)."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
 
 
 def is_right_to_left(character: str) -> bool:

@@ -66,9 +66,9 @@ class Settings:
     task: str = flag("micro", "whose problems", micro_wordings.TASKS)
     split: str = flag("heldout", "which of them", micro_task.SPLITS)
     first: int = flag(0, "number of the first question", least=0)
-    questions: int = flag(200, "how many questions", least=1)
-    rollouts: int = flag(8, "rollouts per question", least=2)  # an order needs two
-    steps: int = flag(200, "steps of the masks; fewer go as far", least=1)
+    questions: int = flag(200, "how many questions", least=1, most=10**6)
+    rollouts: int = flag(8, "rollouts per question", least=2, most=10**4)  # an order needs two
+    steps: int = flag(200, "steps of the masks; fewer go as far", least=1, most=10**5)
     batch: int = flag(16, "rollouts that are measured together, sorted by length", least=1)
     device: str | None = flag(None, "cpu or cuda (default: cuda where there is one)")
     out: str | None = flag(None, "JSON file for traces, rewards and costs", metavar="FILE")

@@ -35,10 +35,10 @@ from data.prompts import Prompting
 from data.tokenizer import BASE_PROMPT, Tokenizer
 from eval import sample_problems
 from grpo import token_logprobs
-from lab.run import flags
+from lab.run import flags, graphs
 from lab.run.checkpoint import load_llama, save_llama
-from lab.run.command import sentences
-from lab.run.flags import PromptFlags, flag
+from lab.run.command import changes, sentences
+from lab.run.flags import PromptFlags, flag, precision_flag
 from lab.run.hub import weights_directory
 from lab.run.policy import Policy
 from lab.run.ranks import Interrupted, Progress, Ranks, Stop, pick_device
@@ -59,17 +59,14 @@ class Settings(PromptFlags):
     out: str = flag(None, "checkpoint directory to write", required=True)
     dataset: str = flag("gsm8k", "whose solutions to learn", tuple(DATASETS))
     data_dir: str | None = flag(None, "folder with the dataset's files")
-    limit: int | None = flag(None, "training problems, by default all (micro: 10,000)", least=1)
+    limit: int | None = flag(None, "problems to learn (all; micro: 10,000)", least=1, most=10**6)
     epochs: int | None = flag(None, "passes over them, by default 2", least=1)
     steps: int | None = flag(None, "optimiser steps, in place of --epochs", least=1)
     batch_size: int = flag(32, "problems a step", least=1)
     micro_tokens: int = flag(4096, "tokens of a forward pass; fewer take less memory", least=1)
     lr: float = flag(1e-5, "rate between warm-up and decay", above=0)
-    precision: str | None = flag(
-        None, "of forward passes; all else is float32 (default: bfloat16 on cuda, float32 on cpu)",
-        ("float32", "bfloat16"),
-    )  # fmt: skip
-    heldout: int = flag(128, f"held-out problems; up to {SAMPLED} of them are sampled", least=1)
+    precision: str | None = precision_flag("of forward passes; all else is float32")
+    heldout: int = flag(128, f"held-out problems; {SAMPLED} are sampled", least=1, most=10**6)
     max_new_tokens: int | None = flag(None, "longest sample (default: 512, micro: 200)", least=1)
     save_every: int = flag(100, "steps between states to go on from", least=1)
     device: str | None = flag(None, "cpu or cuda; default: cuda where there is one")
@@ -187,6 +184,7 @@ def warm_start(settings: Settings) -> None:
     state = out.with_name(f"{out.name}.state")
     refuse_changes(settings, out, state)
     ranks = Ranks(0, 1, pick_device(settings.device))
+    graphs.ENABLED = not settings.eager
     directory = weights_directory(settings.model)
     problems = load_problems(
         settings.dataset, "train", settings.data_dir, settings.limit, settings.seed
@@ -223,7 +221,7 @@ def warm_start(settings: Settings) -> None:
             began = now
             if done % settings.save_every == 0 or done == steps:
                 folder.save(done, model, policy.optimizer, ranks, {})
-            bar.bar.set_postfix(loss=f"{loss:.3f}")
+            bar.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             count(1)
         save_llama(model, out)
         after = measure(policy, tokenizer, heldout, settings, bar)
@@ -252,16 +250,10 @@ def refuse_changes(settings: Settings, out: Path, state: Path) -> None:
             raise ValueError(f"--out {out}: is there already; name another folder")
         return
     saved = read_json(begun, f"delete {state} to begin anew")
-    changed = [
-        f"--{key.replace('_', '-')} (saved {saved.get(key)}, now {value})"
-        for key, value in dataclasses.asdict(settings).items()
-        if key not in FREE and saved.get(key) != value
-    ]
-    if changed:
+    if changed := changes(saved, dataclasses.asdict(settings), FREE).values():
         advice = f"give the saved ones, or delete {state} to begin anew"
-        raise ValueError(
-            f"--out {out}: was begun with other settings: {', '.join(changed)}; {advice}"
-        )
+        reason = f"was begun with other settings: {', '.join(changed)}; {advice}"
+        raise ValueError(f"--out {out}: {reason}")
 
 
 @torch.no_grad()

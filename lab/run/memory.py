@@ -1,0 +1,84 @@
+"""Memory that is asked for and is not there: a sentence with the flags to lower, not a traceback.
+
+    check_room(model, rows=256, columns=1024)  # NoRoom, before `generate` takes it
+    with room_for(eval_batch=256, max_new_tokens=1024):
+        ...
+
+Half of a setting is proposed where it is not known what would fit.
+"""
+
+import os
+import re
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from lab.run.cost import FLOAT, Cost
+
+
+class NoRoom(MemoryError):
+    """rows completions of `columns` tokens are too many: only a share of them would fit."""
+
+    def __init__(self, text: str, rows: int, columns: int, share: float):
+        super().__init__(text)
+        self.rows, self.columns, self.share = rows, columns, share
+
+
+def check_room(model, rows: int, columns: int) -> None:
+    """Raise NoRoom where completions have no room for keys and values, draws and tokens.
+
+    It is asked before, because a system that promises more memory than it has ends the process
+    without a word once the memory is used.
+    """
+    weight = model.embed_tokens.weight
+    token = Cost(model.config, weight.dtype == torch.bfloat16).kv_cache(1) + FLOAT + 8  # bytes
+    needed, free = rows * columns * token, free_memory(weight.device)
+    if needed > free:
+        text = f"{rows:,} completions of {columns:,} tokens need {needed / 2**30:,.2f} GiB, "
+        text += f"{free / 2**30:,.2f} are free"
+        raise NoRoom(text, rows, columns, free / needed)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take: of the GPU, or at most of the machine's memory."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    most = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, TypeError):  # Linux
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        most.append(1024 * int(found[1]))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # a container's, by age
+        with suppress(OSError, ValueError):  # it may be "max"
+            most.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(most)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or PyTorch says that memory is short."""
+    said = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or re.search(said, str(error), re.IGNORECASE) is not None
+
+
+@contextmanager
+def room_for(**settings: int):
+    """Raise ValueError with these settings' flags, and what would fit, where memory is short.
+
+    settings: name -> value, of which a lower one takes less.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
+        asked, fitting = " ".join(f"{flag} {value}" for flag, value in flags.items()), []
+        for flag, value in flags.items():
+            if isinstance(error, NoRoom):  # of a batch that may not be full
+                value = min(value, error.columns if flag == "--max-new-tokens" else error.rows)
+            if less := int(value * getattr(error, "share", 0.5)):
+                fitting.append(f"{flag} {less}")
+        advice = f"try {' or '.join(fitting)}" if fitting else "try a smaller model"
+        reason = str(error).partition("\n")[0] or "there is no memory left"
+        raise ValueError(f"{asked}: too much for the memory ({reason}); {advice}") from None
