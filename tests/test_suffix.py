@@ -1,16 +1,20 @@
 """The part that a mask can change equals the whole model, and costs what the arithmetic says."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import atman
 from atman import MaskConfig, lay_out, optimize_masks, plain_logits, rollout_saliency
+from lab.run import graphs
 from lab.run.sampling import Prefill
 from lab.run.suffix import Suffix, SuffixAttention, learn_masks
 from model import masked_attention
 from tests import tiny
 from tests.bench import saved_bytes
+from tests.recorded import Recorded
 from tests.tiny import suffix_logits
 
 # Three ragged rollouts; the first and the last have the same prompt.
@@ -65,15 +69,68 @@ def test_two_hundred_steps_equal_the_plain_loops(dtype, tolerance):
     ours = learn_masks(model, rollouts, config)
     plain = learn_plainly(model, rollouts, config)
     assert torch.equal(ours.region, plain.region)
-    for field in ("H", "attribution", "losses", "unmasked"):
-        torch.testing.assert_close(
-            getattr(ours, field), getattr(plain, field), atol=tolerance, rtol=0
-        )
+    assert_equal_masks(ours, plain, tolerance)
     assert (plain.H - config.init * plain.region).abs().max() > 0.05
     for kind in ("mask", "attribution"):
         rewards, expected = (rollout_saliency(masks, config, kind) for masks in (ours, plain))
         assert expected.std() > 1e-3
         torch.testing.assert_close(rewards, expected, atol=1e-5, rtol=0)
+
+
+def assert_equal_masks(masks, expected, tolerance):
+    for field in ("H", "attribution", "losses", "unmasked"):
+        pair = getattr(masks, field), getattr(expected, field)
+        torch.testing.assert_close(*pair, atol=tolerance, rtol=0, msg=lambda m, f=field: f + m)
+
+
+CONFIGS = {
+    "paper": MaskConfig(steps=12),
+    "sparse": MaskConfig(steps=12, sparsity=1e-3),
+    "stopping": MaskConfig(steps=12, lr=0.05, stop_at_unmasked=True),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("multiple", [1, 7, 16])
+@pytest.mark.parametrize("rollouts", [ROLLOUTS, ROLLOUTS[2:]], ids=["ragged", "one"])
+def test_a_step_replayed_as_a_graph_would_equals_the_plain_loop(
+    rollouts, multiple, name, monkeypatch
+):
+    """All that a step carries on is in tensors that stay where they are, and nothing waits."""
+    config = CONFIGS[name]
+    expected = learn_plainly(tiny.llama(dtype=torch.float64), rollouts, config)
+    # As on a GPU: its own kernel counts the steps, where PyTorch's Python would keep a number.
+    monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, fused=True))
+    model, batch, steps = tiny.llama(dtype=torch.float64), lay_out(rollouts, "cpu"), []
+
+    def capture(step):
+        steps.append(Recorded(step))
+        return steps[0].replay
+
+    logits = suffix_logits(model, batch, multiple)
+    masks = optimize_masks(model, batch, config, logits, capture=capture)
+    assert len(steps[0].calls) > 100
+    assert_equal_masks(masks, expected, 1e-10)
+    moved = (masks.H - config.init * masks.region).abs().amax((1, 2))
+    assert moved.max() > 5e-3
+    assert (moved.min() < 1e-6) == (name == "stopping" and len(rollouts) == 3)  # two stop at once
+
+
+@pytest.mark.parametrize("multiple", [16, 64])
+def test_padding_changes_neither_loss_nor_gradient(multiple):
+    model = tiny.llama(dtype=torch.float64, num_hidden_layers=3).requires_grad_(False)
+    batch = lay_out(ROLLOUTS, "cpu")
+    prefill = Prefill(model, [*PROMPTS, *tiny.ids(12, 40)])  # wider than the padded prompts of 16
+    suffix = Suffix(model, prefill, batch, multiple)
+    assert [x.shape[2] for x in suffix.keys] == [2 * multiple] * 3
+    mask, found = random_mask(batch), []
+    blind = torch.arange(batch.tokens.shape[1]) >= batch.lengths[:, None]
+    for logits in (suffix.logits, plain_logits(model, batch)):
+        for arguments in ((mask,), (mask, blind)):
+            loss = atman.answer_loss(logits(*arguments), batch)
+            found.append((loss, torch.autograd.grad(loss.sum(), mask)[0] * batch.region))
+    for ours, plain in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -90,8 +147,8 @@ def test_attention_and_its_backward_pass_equal_autograds(repeats):
     unseen = torch.zeros(2, 3, 11, dtype=torch.float64)
     unseen.masked_fill_(torch.rand(2, 3, 11, generator=generator) < 0.2, -torch.inf)
     keys, values = random(2, 2, 11, 8), random(2, 2, 11, 8)
-    ours = SuffixAttention.apply(*inputs, unseen, keys.clone(), values.clone())
     bias = unseen + torch.nn.functional.pad(mask, (6, 1))
+    ours = SuffixAttention.apply(*inputs, bias.detach(), keys.clone(), values.clone())
     all_keys = torch.cat((keys[:, :, :6], key), 2)
     all_values = torch.cat((values[:, :, :6], value), 2)
     theirs = masked_attention(query, all_keys, all_values, bias[:, None])
@@ -127,6 +184,33 @@ def test_an_older_forward_pass_cannot_go_backward():
         torch.autograd.grad(older, mask)
 
 
+# On a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-3), (torch.bfloat16, 3e-2)]
+)
+def test_graphs_and_fused_work_equal_eager_masks(dtype, tolerance, monkeypatch):
+    """And, but for bfloat16, the CPU's, whose angles are rounded otherwise."""
+    config, model = MaskConfig(steps=20), tiny.llama(dtype=dtype, num_hidden_layers=3)
+    expected = learn_masks(model, group_of_eight(), config)
+    captured, capture = [], graphs.Graph.capture
+    monkeypatch.setattr(
+        graphs.Graph, "capture", lambda graph: (captured.append(graph), capture(graph))
+    )
+    runs = []
+    for enabled in (True, False):
+        monkeypatch.setattr(graphs, "ENABLED", enabled)
+        runs.append(learn_masks(model.cuda(), group_of_eight(), config))
+    assert len(captured) == 1 and captured[0].graph is not None
+    for field in ("H", "attribution", "losses"):
+        found, eager, cpu = (getattr(masks, field).cpu() for masks in (*runs, expected))
+        torch.testing.assert_close(found, eager, atol=tolerance, rtol=0)
+        if dtype != torch.bfloat16:
+            torch.testing.assert_close(found, cpu, atol=tolerance, rtol=0)
+
+
 # Half precision
 
 
@@ -137,9 +221,7 @@ def test_half_precision_keeps_the_mask_and_the_softmax_in_float32(added):
     value = torch.tensor([[[[8.0, 0.0], [0.0, 1.0]]]], dtype=torch.bfloat16)
     mask = torch.tensor([[[added, 0.0]]], requires_grad=True)
     buffers = [torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16) for _ in range(2)]
-    out = SuffixAttention.apply(
-        zero, zero.expand(1, 1, 2, 2), value, mask, torch.zeros(1, 1, 2), *buffers
-    )
+    out = SuffixAttention.apply(zero, zero.expand(1, 1, 2, 2), value, mask, mask.detach(), *buffers)
     weight = torch.sigmoid(torch.tensor(added, dtype=torch.float64))  # of the first column
     expected = torch.stack((8 * weight, 1 - weight))
     assert out.dtype == torch.bfloat16

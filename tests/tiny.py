@@ -66,9 +66,9 @@ def next_logits(model, sequence) -> torch.Tensor:
     return model(torch.tensor([sequence]))[0, -1].double()
 
 
-def suffix_logits(model, batch):
+def suffix_logits(model, batch, multiple=1):
     """What atman.plain_logits is, by way of Suffix."""
-    return Suffix(model, Prefill(model, batch.prompts), batch).logits
+    return Suffix(model, Prefill(model, batch.prompts), batch, multiple).logits
 
 
 def same_weights(left, right) -> bool:

@@ -1,0 +1,101 @@
+"""On a GPU, a step as one launch and pointwise work as one kernel; elsewhere the plain code.
+
+    graphs.ENABLED = not config.eager       # once, before anything runs
+    step = Graph(body, device)              # body() reads and writes tensors at fixed addresses
+    for _ in range(steps):
+        step.replay()                       # does what body() does
+    swiglu = fused(lambda gate, up: F.silu(gate) * up)
+
+A small step leaves a GPU idle, because the processor takes longer to launch its kernels than they
+run. A CUDA graph launches all of them at once; torch.compile makes one kernel of several.
+"""
+
+import functools
+import importlib.util
+import os
+import sys
+
+import torch
+
+ENABLED = True  # --eager turns both off
+
+
+class Graph:
+    """A body without arguments or result, of fixed shapes, over tensors at fixed addresses.
+
+    The body may not wait for the GPU (no .item(), no index of bools), and what it leaves behind is
+    in tensors from outside of it. Its Python lines do not run when it is replayed. What it takes of
+    memory is its own until it is let go.
+    """
+
+    def __init__(self, body, device: torch.device, warm_up: int = 1):
+        """warm_up: the first calls, which count, but run eagerly: libraries and compilers start."""
+        self.body, self.device, self.graph, self.warm_up = body, device, None, warm_up
+        self.eager = not ENABLED or device.type != "cuda"
+
+    def replay(self) -> None:
+        """Do what the body does, once."""
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.eager:
+            self.body()
+        elif self.warm_up > 0:
+            self.warm_up -= 1
+            side, current = side_stream(self.device), torch.cuda.current_stream(self.device)
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                self.body()
+            current.wait_stream(side)
+        else:
+            self.capture()
+            self.replay()
+
+    def capture(self) -> None:
+        """Record the body, which computes nothing meanwhile; where that fails, stay eager."""
+        try:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads, such as nccl's, may do what a capture forbids. The outer
+            # block puts the stream back, because the inner one does not when it fails.
+            side = side_stream(self.device)
+            options = {"stream": side, "capture_error_mode": "thread_local"}
+            with torch.cuda.stream(side), torch.cuda.graph(graph, **options):
+                self.body()
+            self.graph = graph
+        except RuntimeError as error:
+            self.eager = True
+            say_once(f"a step could not be captured as a CUDA graph, so it runs eagerly: {error}")
+
+
+@functools.cache
+def side_stream(device: torch.device):
+    """Where graphs are recorded and warm up, because a GPU's default stream can do neither."""
+    return torch.cuda.Stream(device)
+
+
+def fused(function):
+    """A function of tensors as one kernel, for whatever shapes, where CUDA and a compiler are."""
+    compiled = None
+
+    @functools.wraps(function)
+    def call(*tensors):
+        nonlocal compiled
+        if not ENABLED or not tensors[0].is_cuda or compiled is function:
+            return function(*tensors)
+        try:
+            if compiled is None:
+                here = importlib.util.find_spec("triton")
+                compiled = torch.compile(function, dynamic=True) if here else function
+            return compiled(*tensors)
+        except RuntimeError as error:
+            compiled = function
+            say_once(f"{function.__name__} could not be compiled, so it is not fused: {error}")
+            return function(*tensors)
+
+    return call
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """The sentence's first line, on rank 0's stderr."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {sentence.splitlines()[0]}", file=sys.stderr, flush=True)
