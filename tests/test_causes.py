@@ -32,14 +32,16 @@ PROSE = "Natalia sold half as many clips in May, so we divide the 48 of April by
     [
         (["72 it is.\n#### 72", "So.\n\n#### $1,200.50", "####-3", "#### 72 clips", "#### **72**"],
          False, "wrote #### before the answer", "####"),
-        (["So\n### 72", "### 5 apples left."], False, "wrote ### before the answer", "###"),
+        (["So\n### 72", "### 5 apples left.", "So\n### 72\n\nQuestion: How many?\nAnswer: 7",
+          "So\n### 72\n### 72\n### 7"], False, "wrote ### before the answer", "###"),
         (["The choice:\n#### B", "####(C)"], True, "wrote #### before the answer", "####"),
         (["It is ###### 72"], False, "wrote ###### before the answer", "######"),
         ([r"Hence $\boxed{72}$.", "\\[\\boxed{5}\\]"], False, r"wrote \boxed{", ""),
         (["The answer is 72.", "so the answer is: 5", "Answer: 72", "The final answer is 9"],
          False, 'wrote "the answer is"', ""),
         ([PROSE, "The answer is that next.", "", "### Step 1: divide\n24", "#### 1. Add the clips",
-          "## A good plan", "# 72"], False, "ended without marking an answer", ""),
+          "## A good plan", "# 72", "## 1 First\nWe add.\n\n## 2 Then\nWe halve, which is all.",
+          "### 3\n\n" + PROSE], False, "ended without marking an answer", ""),
         (CIRCLES, True, "went in circles until cut", ""),
         ([PROSE, "She"], True, "ran into --max-new-tokens", ""),
     ],
@@ -92,6 +94,11 @@ def test_who_obeys_hears_of_the_limit_only_where_many_are_cut():
     assert causes(GOOD * 8 + ends, settings(), 200) == [
         "20% of 10 samples are cut at --max-new-tokens 200 and count as wrong; raise it"
     ]
+    # Nor is a limit raised that the data set's solutions do not reach, or by an endless answer.
+    (longer,) = causes(GOOD * 8 + ends, settings(), 1024)
+    assert longer.endswith("count as wrong; the solutions of gsm8k are shorter")
+    (answer,) = causes(GOOD * 8 + said("#####", "#####", cut=True, delimiter=True), settings(), 200)
+    assert answer.endswith("most of these have the delimiter, and no answer that ends")
     (circles,) = causes(GOOD * 8 + said(*CIRCLES, cut=True), settings(), 200)
     assert "20% of 10 samples" in circles and "a higher limit would not end" in circles
     assert causes(GOOD * 6 + ends + said("no", "no"), settings(), 200) == []  # most were not cut

@@ -1,6 +1,7 @@
 """Prompts: worked examples, a system text and the delimiter, for chat and base models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,9 @@ def test_a_question_never_shows_itself(gsm8k_dir, checkpoints):
     prompting, tokenizer = Prompting.load("gsm8k", 4, data_dir=gsm8k_dir), checkpoints["chat"]
     problems = load_problems("gsm8k", "train", gsm8k_dir)
     assert len({problem.question for problem in prompting.drawn}) == 5
+    prompting = replace(
+        prompting, drawn=tuple(replace(p, question=f"{p.question}\n") for p in prompting.drawn)
+    )
     for problem in [*problems, Problem("typed", f" {problems[0].question}\n", "")]:
         text = tokenizer.decode(prompting.prompt(tokenizer, problem))
         assert text.count(problem.question.strip()) == 1
@@ -188,6 +192,28 @@ def test_a_template_may_show_the_messages_in_another_order(tmp_path):
 def test_delimiters_that_cannot_be(text):
     with pytest.raises(ValueError, match="--delimiter .*: give one line of 1 to 40 characters"):
         Prompting.load("gsm8k", delimiter=text)
+
+
+def test_a_delimiter_that_a_worked_example_holds_is_refused(gsm8k_dir, checkpoints):
+    (problem, _) = load_problems("gsm8k", "test", gsm8k_dir)
+    for delimiter, named in (("=", "="), ("So", "So"), ("-", "-")):
+        prompting = Prompting.load("gsm8k", 1, delimiter=delimiter, data_dir=gsm8k_dir)
+        match = f"--delimiter '{named}': stands in the reasoning of gsm8k/train/"
+        with pytest.raises(ValueError, match=match):
+            prompting.prompt(checkpoints["chat"], problem)
+    assert Prompting.load("gsm8k", 1, delimiter="--", data_dir=gsm8k_dir).examples
+
+
+def test_prompts_and_rollouts_stay_within_the_models_positions(gsm8k_dir, checkpoints):
+    tokenizer, problems = checkpoints["chat"], load_problems("gsm8k", "test", gsm8k_dir)
+    problems.append(Problem("long", "How many? " * 30, "1"))
+    for shots, names in ((0, "lower --max-new-tokens$"), (4, "lower --shots or --max-new-tokens$")):
+        prompting = Prompting.load("gsm8k", shots, data_dir=gsm8k_dir)
+        longest = max(len(prompting.prompt(tokenizer, problem)) for problem in problems)
+        prompting.check_fits(tokenizer, problems, 50, longest + 50)
+        match = f"prompts of {longest} tokens and --max-new-tokens 50 are more .*{names}"
+        with pytest.raises(ValueError, match=match):
+            prompting.check_fits(tokenizer, problems, 50, longest + 49)
 
 
 @pytest.mark.parametrize("delimiter", ["#####", "####", "<answer>", "答案:", "."])

@@ -2,6 +2,7 @@
 
     pip install transformers
     python -m tests.transformers_parity            # both ways, through files; prints differences
+    python -m tests.transformers_parity --model DIR  # a checkpoint's prompts, logits, greedy text
     python -m tests.transformers_parity --make     # write the fixtures in tests/parity/ again
 
 Each fixture is a tiny random Llama as transformers saves it, with the logits that transformers
@@ -75,6 +76,11 @@ SHAPES = {  # name -> (number format of the file, LlamaConfig's arguments)
 }
 COMMON = {"vocab_size": 80, "intermediate_size": 44, "num_hidden_layers": 2}
 COMMON |= {"max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": [2, 3]}
+QUESTIONS = (  # no control tokens and no white space around them, which stay text or go here
+    "Zoë pays $1,200.50 for 3/4 of it – how much is all of it?",
+    "Two lines,\n\n    with <b>marks</b> & \"quotes\": is 3 < 4?",
+    "Ann has 12 pears and buys 30 more. How many pears has she?",
+)
 
 
 def reference(directory, dtype=torch.float32, attention="eager"):
@@ -153,32 +159,45 @@ def check() -> float:
     return largest
 
 
-def check_micro() -> None:
-    """data/micro in transformers' hands: the prompt's ids, greedy completions, the stop tokens."""
+@torch.no_grad()
+def check_model(directory: Path) -> float:
+    """A chat checkpoint in both hands: ids of prompts, a greedy completion, float32 logits of both.
+
+    Returns the largest difference of logits, over prompt and completion, as a part of the largest.
+    """
     from transformers import AutoTokenizer
 
-    directory = Path(__file__).parent.parent / "data" / "micro"
     tokenizer = Tokenizer.from_directory(directory)
     theirs = AutoTokenizer.from_pretrained(directory)
-    question = "Ann has 12 pears and buys 30 more. How many pears has she?"
-    prompt = tokenizer.encode_prompt(question)
-    message = [{"role": "user", "content": question}]
-    ids = theirs.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-    assert prompt == ids, (prompt, ids)
-    ours = generate(load_llama(directory), [prompt], 100, 0.0, tokenizer.eos_ids)[0]
-    model = reference(directory)
-    out = model.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False)
-    assert out[0, len(prompt) :].tolist() == ours
-    print(f"data/micro: the same prompt ids and greedy completion in both ({len(ours)} tokens)")
+    for question in QUESTIONS:
+        prompt = tokenizer.encode_prompt(question)
+        message = [{"role": "user", "content": question}]
+        ids = theirs.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        assert prompt == ids, (prompt, ids)
+    ours, model = load_llama(directory, torch.float32), reference(directory)
+    completion = generate(ours, [prompt], 100, 0.0, tokenizer.eos_ids)[0]
+    options = {"max_new_tokens": 100, "do_sample": False, "eos_token_id": list(tokenizer.eos_ids)}
+    out = model.generate(torch.tensor([prompt]), **options)
+    assert out[0, len(prompt) :].tolist() == completion
+    logits = model(out).logits
+    difference = ((ours(out) - logits).abs().max() / logits.abs().max()).item()
+    print(
+        f"{directory}: the same ids of {len(QUESTIONS)} prompts and greedy completion in both "
+        f"({len(completion)} tokens), logits {difference:.1e} of the largest apart at most"
+    )
+    return difference
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--make", action="store_true", help="write the fixtures again")
-    if parser.parse_args().make:
+    parser.add_argument("--model", type=Path, help="compare this chat checkpoint alone")
+    args = parser.parse_args()
+    if args.make:
         make()
+    elif args.model:
+        check_model(args.model)
     else:
-        difference = check()
-        check_micro()
+        difference = max(check(), check_model(Path(__file__).parent.parent / "data" / "micro"))
         print(f"largest difference of logits: {difference:.1e}")
         assert difference < 1e-5

@@ -14,9 +14,10 @@ from collections import Counter
 from data import DATASETS
 
 # An answer behind hashes ends its line, which a heading does not: '#### 72', '### $1,200 dollars'.
+# It comes last, or the text begins anew after it, where a heading has its section: '## 2 Apples'.
 HASHES = re.compile(
-    r"(?<!#)(#{2,})\s*[*(]*(?:-?[$€£]?-?\d[\d,]*(?:\.\d+)?(?:[ %]\w{0,12}){0,2}|[A-D])[*).]*\s*$",
-    re.MULTILINE,
+    r"(?<!#)(#{2,})\s*[*(]*(?:-?[$€£]?-?\d[\d,]*(?:\.\d+)?(?:[ %]\w{0,12}){0,2}|[A-D])[*).]*\s*?"
+    r"(?=\n*\Z|\n+(?:Question:|.*#{2}))",
 )
 MARKS = {  # what else models write before an answer
     r"\boxed{": re.compile(r"\\boxed\{"),
@@ -43,12 +44,16 @@ def causes(samples: list[dict], settings, limit: int) -> list[str]:
         return []
     share = f"{len(cut) / len(samples):.0%} of {len(samples)} samples"
     circling = sum(map(in_circles, cut))
-    if 2 * (len(cut) - circling) > sum(s["truncated"] or s["no_delimiter"] for s in samples):
-        return [f"{share} are cut at --max-new-tokens {limit} and count as wrong; raise it"]
+    reason = f"{share} are cut at --max-new-tokens {limit} and count as wrong"
     if 2 * circling > len(cut):
-        reason = f"{share} are cut at --max-new-tokens {limit} and count as wrong"
         return [f"{reason}; most of these go in circles, which a higher limit would not end"]
-    return []
+    if 2 * len(cut) <= sum(s["truncated"] or s["no_delimiter"] for s in samples):
+        return []
+    if 2 * sum(not sample["no_delimiter"] for sample in cut) > len(cut):
+        return [f"{reason}; most of these have the delimiter, and no answer that ends"]
+    if limit < DATASETS[settings.dataset].max_new_tokens["heldout"]:
+        return [f"{reason}; raise it"]
+    return [f"{reason}; the solutions of {settings.dataset} are shorter"]
 
 
 def no_delimiter(samples: list[dict], settings, limit: int) -> tuple[str, str]:
