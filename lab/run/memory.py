@@ -1,5 +1,6 @@
-"""Memory that is asked for and is not there: a sentence with the flags to lower, not a traceback.
+"""Memory: batch sizes that fit; where it is short, the flags to lower in place of a traceback.
 
+    config = fit_batches(config, said, ranks, longest_prompt)
     check_room(model, rows=256, columns=1024)  # NoRoom, before `generate` takes it
     with room_for(eval_batch=256, max_new_tokens=1024):
         ...
@@ -7,6 +8,7 @@
 Half of a setting is proposed where it is not known what would fit.
 """
 
+import dataclasses
 import os
 import re
 from contextlib import contextmanager, suppress
@@ -15,6 +17,22 @@ from pathlib import Path
 import torch
 
 from lab.run.cost import FLOAT, Cost
+from lab.run.plan import BATCHES, GIB, plan_run
+
+
+def fit_batches(config, said, ranks, longest_prompt: int):
+    """A train.Config with the batches, where not said, that fit the fullest of the ranks' GPUs.
+
+    It is asked when the GPUs hold the weights and nothing else.
+    """
+    if ranks.device.type == "cpu" or said >= BATCHES.keys():
+        return config
+    plan = plan_run(config, ranks.world_size, said)
+    lengths = dataclasses.replace(plan.lengths, longest_prompt=longest_prompt)
+    free = min(ranks.gather([free_memory(ranks.device)])) + plan.cost.parameters * FLOAT
+    fitted = dataclasses.replace(plan, lengths=lengths).fit(free)
+    ranks.say(f"{free / GIB:.1f} GiB of GPU memory for all of it: {fitted.batches}")
+    return fitted.config
 
 
 class NoRoom(MemoryError):
