@@ -105,7 +105,7 @@ def test_a_step_that_is_replayed_without_its_python_samples_the_same(monkeypatch
     """Ragged prompts, shared in several ways, whose rows end and leave the batch."""
     graphs = []
 
-    def graph(body, device):
+    def graph(body, device, warm_up):
         graphs.append(Recorded(body))
         return graphs[-1]
 

@@ -18,6 +18,10 @@ import sys
 import torch
 
 ENABLED = True  # --eager turns both off
+failed, said = False, set()  # whether a capture has, and what `say_once` has told
+AHEAD = (
+    16  # replays that are launched before the host waits, so that a progress bar tells the truth
+)
 
 
 class Graph:
@@ -31,12 +35,16 @@ class Graph:
     def __init__(self, body, device: torch.device, warm_up: int = 1):
         """warm_up: the first calls, which count, but run eagerly: libraries and compilers start."""
         self.body, self.device, self.graph, self.warm_up = body, device, None, warm_up
-        self.eager = not ENABLED or device.type != "cuda"
+        self.eager = not ENABLED or device.type != "cuda" or failed
+        self.replayed = 0
 
     def replay(self) -> None:
         """Do what the body does, once."""
         if self.graph is not None:
             self.graph.replay()
+            self.replayed += 1
+            if self.replayed % AHEAD == 0:
+                torch.cuda.current_stream(self.device).synchronize()
         elif self.eager:
             self.body()
         elif self.warm_up > 0:
@@ -51,7 +59,12 @@ class Graph:
             self.replay()
 
     def capture(self) -> None:
-        """Record the body, which computes nothing meanwhile; where that fails, stay eager."""
+        """Record the body, which computes nothing meanwhile; where that fails, stay eager.
+
+        After a failure nothing is captured any more: a capture that broke off may leave its memory
+        behind (pytorch#180395).
+        """
+        global failed
         try:
             graph = torch.cuda.CUDAGraph()
             # thread_local: other threads, such as nccl's, may do what a capture forbids. The outer
@@ -62,8 +75,9 @@ class Graph:
                 self.body()
             self.graph = graph
         except RuntimeError as error:
-            self.eager = True
-            say_once(f"a step could not be captured as a CUDA graph, so it runs eagerly: {error}")
+            self.eager = failed = True
+            # The first of two errors, when the end of the capture failed because of it
+            say_once("a step could not be captured as a CUDA graph", error.__context__ or error)
 
 
 @functools.cache
@@ -86,16 +100,19 @@ def fused(function):
                 here = importlib.util.find_spec("triton")
                 compiled = torch.compile(function, dynamic=True) if here else function
             return compiled(*tensors)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             compiled = function
-            say_once(f"{function.__name__} could not be compiled, so it is not fused: {error}")
+            say_once(f"{function.__name__} could not be compiled", error)
             return function(*tensors)
 
     return call
 
 
-@functools.cache
-def say_once(sentence: str) -> None:
-    """The sentence's first line, on rank 0's stderr."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {sentence.splitlines()[0]}", file=sys.stderr, flush=True)
+def say_once(what: str, error: BaseException) -> None:
+    """What failed, that it runs eagerly, and the error's first line, on rank 0's stderr."""
+    if what not in said and os.environ.get("RANK", "0") == "0":
+        reason = str(error).partition("\n")[0]
+        print(f"note: {what}, so it runs eagerly: {reason}", file=sys.stderr, flush=True)
+    said.add(what)
