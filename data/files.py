@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and JSON that is read or explained.
+"""Files and folders that are written whole or not at all, and what is read or else explained.
 
     write_file("runs/a/config.json", json_text(settings))
     with whole_folder("runs/a/checkpoint") as part:  # the body writes its files into part
@@ -9,13 +9,18 @@ An OSError that leaves this module names the path that could not be written, bec
 for a full disk names none.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+LFS_POINTER = b"version https://git-lfs"
 
 
 def write_file(path, content: str | bytes) -> None:
@@ -117,16 +122,54 @@ def sync(path) -> None:
         os.close(descriptor)
 
 
+def is_there(file: Path) -> bool:
+    """Whether a file of a checkpoint is there. ValueError for one that is, but cannot be read."""
+    if (problem := obstacle(file)) == "":
+        with open(file, "rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                problem = "is a Git LFS pointer, not the file: run `git lfs pull` where it is"
+    if problem:
+        raise ValueError(f"{file} {problem}")
+    return problem is not None
+
+
+def obstacle(path: str | Path, folder: bool = False) -> str | None:
+    """What keeps a file, or a folder, from being read: a phrase, or "" for nothing.
+
+    None where nothing stands at that path, not even a broken link.
+    """
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode) != folder:
+            return "a file; give the directory it is in" if folder else "is a folder, not a file"
+        return "" if os.access(path, os.R_OK) else "may not be read by you: change its permissions"
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return f"cannot be opened ({error.strerror})"
+    for link in (Path(path), *Path(path).parents):
+        if os.path.islink(link) and not os.path.exists(link):
+            which = "" if link == Path(path) else f"lies behind {link}, which "
+            reason = f"{which}is a broken link (to {os.readlink(link)})"
+            return f"{reason}: copy what it leads to, or fetch it again"
+    return None
+
+
+def is_text(value) -> bool:
+    """Whether it is a str of whole characters: JSON and file names may hold halves (\\ud800)."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def json_text(content: dict) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
 def read_json(path: Path, advice: str = "fetch the checkpoint again") -> dict:
     """A JSON object from a file. ValueError with the advice when it is missing or damaged."""
+    if not is_there(path):
+        raise ValueError(f"{path} is missing; {advice}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor's mark goes
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); {advice}") from None
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object; {advice}")
     return content

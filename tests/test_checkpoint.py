@@ -213,6 +213,7 @@ def test_index_may_only_name_files_beside_it(tmp_path, name):
         ({"model_type": ...}, "model_type is None"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; give an object"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -346,6 +347,30 @@ def test_what_stands_in_the_place_of_a_file_is_named(saved, name, monkeypatch):
         load_llama(saved)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_called_that(saved, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
+    (saved / name).write_text(pointer)
+    with pytest.raises(ValueError, match=f"^{saved / name} is a Git LFS pointer.*git lfs pull"):
+        load_llama(saved)
+
+
+@pytest.mark.parametrize("key", ["model.layers.9.mlp.up_proj.weight", "model.a.inv_freq_"])
+def test_a_tensor_that_the_index_alone_has_is_named(shards, key):
+    folder, files = shards
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    left_out = {"model.layers.0.self_attn.rotary_emb.inv_freq": "model.norm.weight"}
+    left_out |= {"lm_head.weight": "model.norm.weight"}
+    for added in (left_out, left_out | {key: "model.norm.weight"}):
+        named = {name: files[like].name for name, like in added.items()}
+        index.write_text(json.dumps({"weight_map": named | content["weight_map"]}))
+        if key not in added:
+            load_llama(folder)
+    with pytest.raises(ValueError, match=f"^{files['model.norm.weight']}: 1 tensors are .*{key}$"):
+        load_llama(folder)
+
+
 def test_a_shard_that_is_a_broken_link_is_named(shards):
     folder, files = shards
     files["model.norm.weight"].unlink()
@@ -386,6 +411,15 @@ def test_weights_that_do_not_fit_in_memory_are_named(saved, monkeypatch):
 
     monkeypatch.setattr(Llama, "to_empty", full)
     with pytest.raises(ValueError, match="GiB of weights do not fit on cpu .*not enough memory"):
+        load_llama(saved)
+
+
+def test_an_error_of_another_kind_is_not_called_one_of_memory(saved, monkeypatch):
+    def broken(self, device):
+        raise RuntimeError("CUDA error: invalid device ordinal")
+
+    monkeypatch.setattr(Llama, "to_empty", broken)
+    with pytest.raises(RuntimeError, match="invalid device"):
         load_llama(saved)
 
 

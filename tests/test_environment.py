@@ -199,7 +199,8 @@ def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch):
 
 
 VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK",
-             "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # fmt: skip
+             "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE",
+             "MV2_COMM_WORLD_SIZE")  # fmt: skip
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
@@ -226,6 +227,8 @@ def environment(monkeypatch):
          "MASTER_ADDR 127.0.0.1 MASTER_PORT 99999: the ranks cannot meet there"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS is 4, but WORLD_SIZE is not set"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2"),
+        ({"PMIX_SIZE": "2"}, "PMIX_SIZE is 2"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE is 2"),
         ({"TORCHELASTIC_MAX_RESTARTS": "often"}, "TORCHELASTIC_MAX_RESTARTS is 'often'"),
     ],
 )  # fmt: skip
@@ -255,6 +258,24 @@ def test_a_process_that_is_plainly_alone_runs_alone(variables, environment):
 def test_what_torchrun_sets_is_taken(environment):
     environment({"WORLD_SIZE": "4", "RANK": "3", **MASTER, "SLURM_STEP_NUM_TASKS": "2"})
     assert place() == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "variables", [{"WORLD_SIZE": "2", "RANK": "0", **MASTER}, {"OMPI_COMM_WORLD_SIZE": "2"}]
+)
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (evaluation.main, ["--model", "data/micro"]),
+        (explain.main, ["--model", "data/micro", "--question", QUESTION]),
+    ],
+)
+def test_a_command_of_one_process_is_not_started_several_times(
+    main, arguments, variables, environment
+):
+    environment(variables)
+    said = refused(main, *arguments)
+    assert f"{list(variables)[0]} is 2" in said and "is one process: start it with python" in said
 
 
 @pytest.mark.parametrize("local", ["1", "x", ""])
@@ -331,6 +352,28 @@ def test_the_memory_of_this_machine_is_finite():
     assert 2**20 < memory.free_memory(torch.device("cpu")) < 2**60
     with pytest.raises(NoRoom, match="1 completions of 1,000,.* GiB, .* are free"):
         check_room(tiny.llama(), 1, 10**30)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "free"),
+    [("4000", 3000, 500, 1500), ("4000", 4500, 100, 0), ("max", 3000, 500, None)],
+)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ],
+)
+def test_what_a_container_may_still_take(names, limit, used, cached, free, tmp_path, monkeypatch):
+    """Its limit less what it uses, of which the files that nobody reads now give way."""
+    (tmp_path / "memory").mkdir()
+    about = f"anon 9\nfile 700\ninactive_file {cached}\nactive_file 1\n"
+    for name, text in zip(names, (limit, str(used), about), strict=True):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    found = memory.free_memory(torch.device("cpu"))
+    assert found == free if free is not None else found > 2**20
 
 
 @pytest.mark.parametrize(

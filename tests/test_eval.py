@@ -188,7 +188,7 @@ def visible_names(folder: Path) -> set[str]:
         ({"weights in a of": "today"}, r"weights in a of \(saved None, now today\)"),
         ("{}", "does not say what settings it is of; move that file"),
         ('{"depends_on": [1]}', "does not say what settings it is of"),
-        ('{"models"', "results.json is missing or damaged"),
+        ('{"models"', "results.json is damaged"),
         ("[]", "results.json: expected a JSON object"),
     ],
 )

@@ -241,7 +241,13 @@ def test_json_that_is_no_object_is_named(tmp_path, content):
     path = tmp_path / "file.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^{path}.*(missing or damaged|JSON object).*; look up"):
+    with pytest.raises(ValueError, match=f"^{path}.*(missing|damaged|JSON object).*; look up"):
         read_json(path, "look up")
-    path.write_text('{"a": 1}')
-    assert read_json(path) == {"a": 1}
+    path.unlink(missing_ok=True)
+    path.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"^{path} is a broken link .to nowhere"):
+        read_json(path)
+    path.unlink()
+    for mark in ("", "\ufeff"):  # some editors begin a file with one
+        path.write_text(mark + '{"a": 1}', encoding="utf-8")
+        assert read_json(path) == {"a": 1}

@@ -75,6 +75,8 @@ def test_a_limit_draws_with_the_seed(tmp_path):
         '{"question": "q", "answer": "no gold"}',
         '{"question": "q", "answer": "##### 5"}',
         b'{"question": "\xff", "answer": "#### 1"}',
+        '{"question": "a\\ud800", "answer": "#### 1"}',
+        '{"question": "a", "answer": "\\udfff #### 1\\n#### 1"}',
     ],
 )
 def test_bad_lines_are_named(tmp_path, line):

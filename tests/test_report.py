@@ -604,10 +604,10 @@ def test_what_a_run_lacks_costs_no_report(missing, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (None, "No such file"),
-        (b"", "is missing or damaged"),
-        (b'{"models": {"a"', "is missing or damaged"),
-        (b"\xff\xfe\x00", "is missing or damaged"),
+        (None, "is missing"),
+        (b"", "is damaged"),
+        (b'{"models": {"a"', "is damaged"),
+        (b"\xff\xfe\x00", "is damaged"),
         (b"[]", "expected a JSON object"),
         (b"{}", "has no models"),
     ],

@@ -138,7 +138,7 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(whole, tmp_path, mon
     The first process is one as tests/kills.py starts it.
     """
     folder, log = tmp_path / "run", tmp_path / "log"
-    for die_before, step in ((22, 1), (51, 1), (157, 3)):
+    for die_before, step in ((22, 1), (55, 1), (165, 3)):
         hit = kill_at(folder, log, die_before=die_before, settings=TINY)
         print(hit)
         assert f"step-0000000{step}" in hit
@@ -587,6 +587,45 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(kept, stopped, cap
     with pytest.raises(ValueError, match="its checkpoints are gone; give one its name again"):
         restored(stopped, capsys)
     assert tree(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "gone"),
+    [
+        ({"step": 1, "reward": 0.5}, False),  # a kill between it and its checkpoint
+        ({"step": 0, "eval": {}}, False),
+        ({"step": 1, "eval": {}}, True),
+        ({"step": 2, "reward": 0.5}, True),
+    ],
+)
+def test_a_run_that_has_saved_does_not_begin_anew_without_its_checkpoints(
+    line, gone, stopped, capsys
+):
+    assert json.loads((stopped / "config.json").read_text())["save_every"] == 1
+    for name in ("checkpoints", "checkpoint"):
+        shutil.rmtree(stopped / name, ignore_errors=True)
+    (stopped / "metrics.jsonl").write_text(json.dumps(line) + '\n{"st')
+    before = tree(stopped)
+    if gone:
+        with pytest.raises(ValueError, match="its checkpoints are gone"):
+            restored(stopped, capsys)
+        assert tree(stopped) == before
+    else:
+        assert restored(stopped, capsys)[0] == 0
+
+
+def test_settings_that_are_a_broken_link_are_called_that(stopped):
+    (stopped / "config.json").unlink()
+    (stopped / "config.json").symlink_to("nowhere")
+    code, said = go("--resume", stopped)
+    assert code == 2 and "config.json is a broken link (to nowhere)" in said
+
+
+def test_a_folder_in_the_place_of_a_log_is_named(stopped, capsys):
+    (stopped / "metrics.jsonl").unlink()
+    (stopped / "metrics.jsonl").mkdir()
+    with pytest.raises(ValueError, match="metrics.jsonl is a folder, not a file"):
+        restored(stopped, capsys)
 
 
 @pytest.mark.parametrize(

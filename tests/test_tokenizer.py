@@ -250,6 +250,20 @@ def test_a_trainers_truncation_and_padding_do_not_act(directory, changes):
     assert again.encode(TEXTS[0]) == ids and len(ids) > 20
 
 
+def test_a_trainers_dropout_does_not_act(directory):
+    ids = Tokenizer.from_directory(directory).encode(TEXTS[0])
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    edit(directory / "tokenizer.json", model=model | {"dropout": 1.0})  # it would merge nothing
+    assert Tokenizer.from_directory(directory).encode(TEXTS[0]) == ids
+
+
+def test_a_template_of_half_a_character_is_named(directory):
+    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    edit(directory / "tokenizer_config.json", chat_template="{{ messages }}\ud800")
+    with pytest.raises(ValueError, match="tokenizer_config.json: chat_template must be one text"):
+        Tokenizer.from_directory(directory)
+
+
 def test_base_model_gets_plain_text(tmp_path):
     base = Tokenizer.from_directory(build_tokenizer(tmp_path, TEXTS, chat=False))
     assert base.chat_template is None
@@ -386,7 +400,7 @@ def test_errors_name_the_file(directory):
     with pytest.raises(ValueError, match="padding id.*generation_config.json"):
         Tokenizer.from_directory(directory)
     (directory / "generation_config.json").write_text("{")
-    with pytest.raises(ValueError, match="generation_config.json is missing or damaged"):
+    with pytest.raises(ValueError, match="generation_config.json is damaged"):
         Tokenizer.from_directory(directory)
     (directory / "generation_config.json").write_text("{}")
     edit(directory / "tokenizer_config.json", eos_token=None)

@@ -308,8 +308,9 @@ def documented_answers():
     table = DOCS.read_text(encoding="utf-8").partition("| after the delimiter |")[2]
     for row in table.partition("\n\n")[0].splitlines()[2:]:
         _, forms, reading, _ = row.split("|")
+        forms = re.sub("(?<=`): .*", "", forms)  # what is said of them
         value = None if reading.strip() == "none" else reading.strip(" `")
-        yield from ((form, value) for form in re.findall("`(.+?)`", forms.partition(": ")[0]))
+        yield from ((form, value) for form in re.findall("`(.+?)`", forms))
 
 
 @pytest.mark.parametrize(("text", "value"), list(documented_answers()))
@@ -364,6 +365,10 @@ def test_the_documented_answers(tokenizer, text, value):
         ("", None),
         # lost signs
         ("-**5**", "-5"),
+        ("-`5`", "-5"),
+        ("--5", "-5"),
+        ("The answer is - 5", "-5"),
+        ("equals -\u00bd", "-0.5"),
         ("-\\boxed{5}", "-5"),
         ("-USD 5", "-5"),
         ("\u2014 5", "-5"),
@@ -373,7 +378,33 @@ def test_the_documented_answers(tokenizer, text, value):
         ("**1**/2", None),
         ("1\u00a0000", None),
         ("1_000", None),
-        ("1{,}200", None),
+        ("1{,}200", "1200"),
+        ("1,\\!080", "1080"),
+        ("1{,}20", None),
+        ("18 hours 30 minutes", None),
+        ("5 divided by 3", None),
+        ("1 third of 6", None),
+        ("2 thirds", None),
+        ("2 thirds cup", None),
+        ("2 halves make one", None),
+        ("18 half dollars", "18"),
+        ("5 and 6", "5"),
+        ("18 m^2", "18"),
+        ("18 cm\u00b2", "18"),
+        ("\u00bd and a half", None),
+        ("two thirds of 18", None),
+        ("2 and a half hours", None),
+        ("2 and three quarters", None),
+        ("2 and three hundredths", None),
+        ("18 eggs \u2014 3 eggs", None),
+        # what stands beside a number and leaves it whole
+        ("18 eggs for 2 days", "18"),
+        ("18 miles in 2 hours", "18"),
+        ("18 tenth graders", "18"),
+        ("18 eggs because x - 9 = 9", "18"),
+        ("cost\u201418", "18"),
+        ("Answer -- 18", "18"),
+        ("- Total: 18", "18"),
         ("1,2345", None),
         ("5E+3", None),
         ("5\u00b73", None),
@@ -428,6 +459,8 @@ def test_a_part_of_a_number_is_not_the_answer(tokenizer, text, gold):
         "5" + "\\frac" * 20_000,
         "-" + " " * 90_000 + "x5",
         "5" + " a" * 50_000 + "=",
+        *("- " * 45_000 + "x5", "-\\a" * 30_000, "not " * 20_000 + "5", "root of " * 11_000 + "5"),
+        *("-" + "$" * 90_000, "5" + " as" * 30_000, "5{,}" * 22_000, "Answer - " * 10_000 + "5"),
     ],
 )
 def test_a_trace_that_loops_is_read_all_the_same(text):

@@ -78,7 +78,7 @@ COMMON = {"vocab_size": 80, "intermediate_size": 44, "num_hidden_layers": 2}
 COMMON |= {"max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": [2, 3]}
 QUESTIONS = (  # no control tokens and no white space around them, which stay text or go here
     "Zoë pays $1,200.50 for 3/4 of it – how much is all of it?",
-    "Two lines,\n\n    with <b>marks</b> & \"quotes\": is 3 < 4?",
+    'Two lines,\n\n    with <b>marks</b> & "quotes": is 3 < 4?',
     "Ann has 12 pears and buys 30 more. How many pears has she?",
 )
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
-from data.files import read_json
+from data.files import obstacle, read_json
 from lab.run import flags
-from lab.run.memory import is_out_of_memory
+from lab.run.cost import is_out_of_memory
 from lab.run.ranks import named_rank, variable
 
 
@@ -89,7 +89,7 @@ def resumed(parser, kind, resume: str, given: dict, override: list[str], fresh: 
     if resume != "auto" and given.setdefault("out", resume) != resume:
         parser.error(f"--out {given['out']} is not the run that --resume {resume} goes on with")
     path = folder / "config.json"
-    if not path.is_file():
+    if obstacle(path) is None:
         if resume == "auto":
             return fresh
         parser.error(f"--resume {resume}: holds no run (no config.json)")

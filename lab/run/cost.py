@@ -9,6 +9,8 @@ P prompt columns, own columns come after them, K = P + own, S all tokens; rows a
 time.
 """
 
+import re
+
 from model import LlamaConfig
 
 FLOAT, BFLOAT = 4, 2  # bytes
@@ -137,3 +139,9 @@ class Cost:
     def attention(self, tokens: float, context: float) -> float:
         """FLOP of a forward pass through attention: 4 q per token, column and layer."""
         return 4 * self.q * self.layers * tokens * context
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or PyTorch says that memory is short."""
+    said = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or re.search(said, str(error), re.IGNORECASE) is not None

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
-from lab.run.cost import FLOAT, Cost
+from lab.run.cost import FLOAT, Cost, is_out_of_memory
 from lab.run.plan import BATCHES, GIB, plan_run
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def fit_batches(config, said, ranks, longest_prompt: int):
@@ -67,16 +69,13 @@ def free_memory(device: torch.device) -> int:
     with suppress(OSError, TypeError):  # Linux
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         most.append(1024 * int(found[1]))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # a container's, by age
-        with suppress(OSError, ValueError):  # it may be "max"
-            most.append(int(Path("/sys/fs/cgroup", limit).read_text()))
-    return min(most)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, NumPy or PyTorch says that memory is short."""
-    said = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
-    return isinstance(error, MemoryError) or re.search(said, str(error), re.IGNORECASE) is not None
+    old = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"
+    for names in (("memory.max", "memory.current", "memory.stat"), old):  # a container's
+        with suppress(OSError, ValueError, TypeError):  # the limit may be "max"
+            limit, used, about = ((CGROUP / name).read_text() for name in names)
+            cached = re.search(r"^inactive_file (\d+)", about, re.MULTILINE)  # it gives way
+            most.append(int(limit) - int(used) + int(cached[1]))
+    return max(0, min(most))
 
 
 @contextmanager
