@@ -42,6 +42,7 @@ def test_a_graph_calls_its_body_without_a_gpu_and_with_eager(monkeypatch, device
 def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(monkeypatch, capsys, rank):
     if rank:
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", fail)
     calls = []
     for start in (0, 3):

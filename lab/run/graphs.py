@@ -12,16 +12,15 @@ run. A CUDA graph launches all of them at once; torch.compile makes one kernel o
 
 import functools
 import importlib.util
-import os
 import sys
 
 import torch
 
+from lab.run.ranks import named_rank
+
 ENABLED = True  # --eager turns both off
 failed, said = False, set()  # whether a capture has, and what `say_once` has told
-AHEAD = (
-    16  # replays that are launched before the host waits, so that a progress bar tells the truth
-)
+AHEAD = 16  # replays before the host waits for them, so that a progress bar tells the truth
 
 
 class Graph:
@@ -112,7 +111,7 @@ def fused(function):
 
 def say_once(what: str, error: BaseException) -> None:
     """What failed, that it runs eagerly, and the error's first line, on rank 0's stderr."""
-    if what not in said and os.environ.get("RANK", "0") == "0":
+    if what not in said and named_rank() == "0":
         reason = str(error).partition("\n")[0]
         print(f"note: {what}, so it runs eagerly: {reason}", file=sys.stderr, flush=True)
     said.add(what)
