@@ -46,7 +46,8 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(monkeypatc
     monkeypatch.setattr(torch.cuda, "CUDAGraph", fail)
     calls = []
     for start in (0, 3):
-        graph = Graph(lambda: calls.append(len(calls)), CUDA, warm_up=0)
+        graph = Graph(lambda: calls.append(len(calls)), CUDA)
+        graph.warm = True
         for n in range(3):
             graph.replay()
             assert calls[-1] == start + n
@@ -63,7 +64,7 @@ def test_what_a_function_is_called_with_decides_whether_it_is_fused(monkeypatch,
         return lambda x, y: ("fused", *function(x, y))
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(graphs, "find_spec", lambda name: name)
     pair = fused(lambda x, y: (x, y))
     here, there = torch.ones(2), SimpleNamespace(is_cuda=True)
     assert pair(here, 1) == (here, 1)
@@ -73,14 +74,14 @@ def test_what_a_function_is_called_with_decides_whether_it_is_fused(monkeypatch,
     monkeypatch.setattr(graphs, "ENABLED", False)
     assert pair(there, 1) == (there, 1)
     monkeypatch.setattr(graphs, "ENABLED", True)
-    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
     assert fused(lambda x: (x,))(there) == (there,)
     assert compiled == [True] and capsys.readouterr().err == ""
 
 
 def test_what_cannot_be_compiled_is_not_fused(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: fail)
-    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(graphs, "find_spec", lambda name: name)
 
     def swiglu(gate):
         return gate

@@ -531,7 +531,8 @@ def test_an_update_on_a_gpu_equals_the_cpus_and_waits_for_no_micro_batch():
         (ours, weights), (expected, expected_weights) = update("cuda"), update("cpu")
     finally:
         torch.cuda.set_sync_debug_mode(0)
-    assert ours == pytest.approx(expected, rel=1e-5)
+    for name, value in expected.items():
+        assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
     torch.testing.assert_close(weights, expected_weights, atol=1e-6, rtol=0)
 
 

@@ -86,7 +86,9 @@ def test_rows_that_end_at_very_different_times(multiple):
     # Frequent stop tokens and 16 rows: the batch shrinks more than once on the way.
     model, counts, sizes, eos = tiny.llama(), [], [], [3, 14]
     prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
-    hook = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    hook = model.embed_tokens.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
     options = {"seed": 4, "eos_ids": eos, "progress": counts.append, "multiple": multiple}
     sampled = generate(model, prompts, 48, **options)
     hook.remove()
@@ -105,7 +107,7 @@ def test_a_step_that_is_replayed_without_its_python_samples_the_same(monkeypatch
     """Ragged prompts, shared in several ways, whose rows end and leave the batch."""
     graphs = []
 
-    def graph(body, device, warm_up):
+    def graph(body, device):
         graphs.append(Recorded(body))
         return graphs[-1]
 
@@ -154,7 +156,9 @@ def test_a_complete_row_stops_where_it_would_have_been_cut_afterwards(temperatur
     model, sizes, stop = tiny.llama(), [], through_the_fifth_small_one
     options = {"temperature": temperature, "eos_ids": [5], "seed": 4}
     prompts = tiny.ids(20, *([2, 5, 3, 7] * 4))
-    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    model.embed_tokens.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
     unstopped, rows = generate(model, prompts, 61, **options), sum(sizes)
     sampled, stopped_rows = (
         generate(model, prompts, 61, **options, complete=stop, multiple=multiple),

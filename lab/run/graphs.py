@@ -11,8 +11,9 @@ run. A CUDA graph launches all of them at once; torch.compile makes one kernel o
 """
 
 import functools
-import importlib.util
 import sys
+import warnings
+from importlib.util import find_spec
 
 import torch
 
@@ -31,9 +32,9 @@ class Graph:
     memory is its own until it is let go.
     """
 
-    def __init__(self, body, device: torch.device, warm_up: int = 1):
-        """warm_up: the first calls, which count, but run eagerly: libraries and compilers start."""
-        self.body, self.device, self.graph, self.warm_up = body, device, None, warm_up
+    def __init__(self, body, device: torch.device):
+        self.body, self.device, self.graph = body, device, None
+        self.warm = False  # the first call runs eagerly: what is compiled, is compiled there
         self.eager = not ENABLED or device.type != "cuda" or failed
         self.replayed = 0
 
@@ -46,8 +47,8 @@ class Graph:
                 torch.cuda.current_stream(self.device).synchronize()
         elif self.eager:
             self.body()
-        elif self.warm_up > 0:
-            self.warm_up -= 1
+        elif not self.warm:
+            self.warm = True
             side, current = side_stream(self.device), torch.cuda.current_stream(self.device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
@@ -85,6 +86,11 @@ def side_stream(device: torch.device):
     return torch.cuda.Stream(device)
 
 
+def even_shapes(device: torch.device) -> int:
+    """What shapes are rounded up to one of: a GPU's fast matrix products want 16 to divide them."""
+    return 16 if device.type == "cuda" else 1
+
+
 def fused(function):
     """A function of tensors as one kernel, for whatever shapes, where CUDA and a compiler are."""
     compiled = None
@@ -96,8 +102,12 @@ def fused(function):
             return function(*tensors)
         try:
             if compiled is None:
-                here = importlib.util.find_spec("triton")
-                compiled = torch.compile(function, dynamic=True) if here else function
+                compiled = function
+                if find_spec("triton"):
+                    # A batch of one, and sizes that chance to be equal, are compiled apart.
+                    torch._dynamo.config.recompile_limit = 32
+                    warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
+                    compiled = torch.compile(function, dynamic=True)
             return compiled(*tensors)
         except torch.OutOfMemoryError:
             raise

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lab.run.cost import FLOAT, Cost, is_out_of_memory
-from lab.run.plan import BATCHES, GIB, plan_run
+from lab.run.plan import BATCHES, GIB, SAFE, plan_run
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -51,13 +51,26 @@ def check_room(model, rows: int, columns: int) -> None:
     It is asked before, because a system that promises more memory than it has ends the process
     without a word once the memory is used.
     """
-    weight = model.embed_tokens.weight
-    token = Cost(model.config, weight.dtype == torch.bfloat16).kv_cache(1) + FLOAT + 8  # bytes
-    needed, free = rows * columns * token, free_memory(weight.device)
+    needed, free = rows * row_size(model, columns), free_memory(model.embed_tokens.weight.device)
     if needed > free:
         text = f"{rows:,} completions of {columns:,} tokens need {needed / 2**30:,.2f} GiB, "
         text += f"{free / 2**30:,.2f} are free"
         raise NoRoom(text, rows, columns, free / needed)
+
+
+def rows_that_fit(model, columns: int, most: int) -> int:
+    """How many completions of `columns` tokens free memory has room for: up to `most`, at least 1.
+
+    A tenth of it stays free, and each row has its logits, a few times over.
+    """
+    row = row_size(model, columns) + 8 * FLOAT * model.config.vocab_size
+    return max(1, min(most, int(SAFE * free_memory(model.embed_tokens.weight.device) / row)))
+
+
+def row_size(model, columns: int) -> int:
+    """Bytes of a completion's keys, values, draws and tokens."""
+    half = model.embed_tokens.weight.dtype == torch.bfloat16
+    return columns * (Cost(model.config, half).kv_cache(1) + FLOAT + 8)
 
 
 def free_memory(device: torch.device) -> int:
