@@ -346,6 +346,11 @@ def test_what_would_fit_does_fit(monkeypatch):
     assert re.search("; try --batch-size 2 or --max-new-tokens 10$", str(error.value))
     check_room(model, 2, 40)
     check_room(model, 10, 10)
+    # A row of 40 tokens has logits besides, 8 times 4 bytes of each token of the vocabulary
+    row = 40 * token + 32 * model.config.vocab_size
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10 * row)
+    assert [memory.rows_that_fit(model, 40, most) for most in (256, 8)] == [9, 8]
+    assert memory.rows_that_fit(model, 10**9, 256) == 1
 
 
 def test_the_memory_of_this_machine_is_finite():

@@ -354,3 +354,14 @@ def test_prompts_without_rollouts_left_are_let_go():
     assert cache.keys[0].shape[:3] == cache.values[1].shape[:3] == (2, 2, 2)
     assert cache.prompt_keys[1].shape[0] == cache.prompt_values[0].shape[0] == 2
     assert cache.padding_bias.isinf().sum(1).tolist() == [0, 6]
+
+
+def test_prompts_rounded_up_to_even_shapes_change_no_sample(monkeypatch):
+    """As on a GPU: the columns beyond the longest prompt are hidden."""
+    model, prompts = tiny.llama(dtype=torch.float64), tiny.ids(20, *([2, 5, 3, 7] * 2))
+    expected = generate(model, prompts, 30, seed=4)
+    monkeypatch.setattr(sampling, "even_shapes", lambda device: 16)
+    prefill = Prefill(model, prompts)
+    assert prefill.keys[0].shape[2] == 16 and prefill.padding_bias[:, 7:].isinf().all()
+    for multiple in (1, 16):
+        assert generate(model, prompts, 30, seed=4, prefill=prefill, multiple=multiple) == expected
