@@ -384,7 +384,7 @@ def test_what_a_container_may_still_take(names, limit, used, cached, free, tmp_p
 @pytest.mark.parametrize(
     ("main", "arguments", "flag"),
     [
-        (evaluation.main, EVAL, "--batch-size 256"),
+        (evaluation.main, [*EVAL, "--batch-size", 256], "--batch-size 256"),
         (train.main, TRAIN, "--eval-batch 256"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_step_that_is_replayed_without_its_python_samples_the_same(monkeypatch
     kept = Prefill(model, prompts, keep=True)
     generate(model, prompts, 40, **options | {"multiple": 1}, prefill=kept)
     for ours, theirs in zip(prefill.own_keys, kept.own_keys, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours[:, :, :40], theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 16, 17, 30])

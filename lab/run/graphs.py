@@ -21,6 +21,8 @@ from lab.run.ranks import named_rank
 
 ENABLED = True  # --eager turns both off
 failed, said = False, set()  # whether a capture has, and what `say_once` has told
+# What the compiler says of a softmax over few columns, which is nobody's to mend
+warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
 AHEAD = 16  # replays before the host waits for them, so that a progress bar tells the truth
 
 
@@ -106,7 +108,6 @@ def fused(function):
                 if find_spec("triton"):
                     # A batch of one, and sizes that chance to be equal, are compiled apart.
                     torch._dynamo.config.recompile_limit = 32
-                    warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
                     compiled = torch.compile(function, dynamic=True)
             return compiled(*tensors)
         except torch.OutOfMemoryError:

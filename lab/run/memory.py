@@ -2,6 +2,7 @@
 
     config = fit_batches(config, said, ranks, longest_prompt)
     check_room(model, rows=256, columns=1024)  # NoRoom, before `generate` takes it
+    rows_that_fit(model, columns=1024, most=256)
     with room_for(eval_batch=256, max_new_tokens=1024):
         ...
 
