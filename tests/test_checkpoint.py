@@ -405,21 +405,20 @@ def test_a_tied_head_of_its_own_is_named(saved):
         load_llama(saved)
 
 
-def test_weights_that_do_not_fit_in_memory_are_named(saved, monkeypatch):
-    def full(self, device):
-        raise RuntimeError("[enforce fail] not enough memory: you tried to allocate 9 bytes\nmore")
-
-    monkeypatch.setattr(Llama, "to_empty", full)
-    with pytest.raises(ValueError, match="GiB of weights do not fit on cpu .*not enough memory"):
-        load_llama(saved)
-
-
-def test_an_error_of_another_kind_is_not_called_one_of_memory(saved, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("[enforce fail] not enough memory: you tried to allocate 9 bytes\nmore", ValueError,
+         "GiB of weights do not fit on cpu .*not enough memory"),
+        ("CUDA error: invalid device ordinal", RuntimeError, "invalid device"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_in_memory_are_named(text, kind, said, saved, monkeypatch):
     def broken(self, device):
-        raise RuntimeError("CUDA error: invalid device ordinal")
+        raise RuntimeError(text)
 
     monkeypatch.setattr(Llama, "to_empty", broken)
-    with pytest.raises(RuntimeError, match="invalid device"):
+    with pytest.raises(kind, match=said):
         load_llama(saved)
 
 
